@@ -23,6 +23,11 @@ A run whose record is there already is not done again, so an interrupted command
 HACORE_DEVICE (auto, cpu, cuda, mps), HACORE_DATA and HACORE_CACHE choose device and folders."""
 
 
+def number(text: str) -> int | float:
+    """A whole number, or one with a point."""
+    return float(text) if "." in text else int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; choices are checked by the library, whose messages list the names."""
     top = argparse.ArgumentParser(
@@ -50,10 +55,20 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--space", default="euclidean", help="euclidean, lorentz, poincare, or all (default: euclidean)"
     )
+    run.add_argument(
+        "--lift",
+        default="clipped",
+        help="how features become points: free, clipped, fixed, or all (default: clipped)",
+    )
+    run.add_argument(
+        "--recipe",
+        default="generalising",
+        help="training: generalising or memorising (default: generalising)",
+    )
     run.add_argument("--method", default="all", help="a method, several with commas, or all (default: all)")
     run.add_argument("--curv", type=float, default=1.0, help="c > 0; the curvature is -c (default: 1)")
     run.add_argument(
-        "--forget", type=int, default=5, help="the class, or how many random samples (default: 5)"
+        "--forget", type=number, default=5, help="the class, or how many random samples, or which share (0.1)"
     )
     seeds = run.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0 on (default: 1)")
@@ -76,15 +91,22 @@ def run(arguments: argparse.Namespace) -> None:
     from hacore import experiments
     from hacore.files import cache_folder
     from hacore.geometry import SPACES
+    from hacore.models import MODES
     from hacore.unlearning import METHODS
 
     if arguments.seeds < 1:
         raise HacoreError(f"--seeds is how many seeds to run, at least 1, not {arguments.seeds}")
+    if arguments.method == "all":
+        methods = [name for name, method in METHODS.items() if method.fits(arguments.scenario)]
+    else:
+        methods = arguments.method.split(",")
     runs = experiments.grid(
-        list(METHODS) if arguments.method == "all" else arguments.method.split(","),
+        methods,
         list(SPACES) if arguments.space == "all" else arguments.space.split(","),
+        list(MODES) if arguments.lift == "all" else arguments.lift.split(","),
         range(arguments.seeds) if arguments.seed is None else [arguments.seed],
         scenario=arguments.scenario,
+        recipe=arguments.recipe,
         data=arguments.data,
         profile=arguments.profile,
         curv=arguments.curv,
@@ -104,7 +126,7 @@ def print_table(folder: Path, names: set[str] | None = None) -> None:
     frame = results.load(folder)
     if names is not None:
         frame = frame[[Path(path).stem in names for path in frame["record"]]]
-    by = ["scenario", "data", "profile", "forget", "space", "curv", "method"]
+    by = ["scenario", "data", "profile", "recipe", "forget", "space", "lift", "curv", "method"]
     headings = {
         "retain_test_accuracy": "retain test %",
         "forget_train_accuracy": "forget train %",

@@ -25,12 +25,16 @@ from hacore.encoders import encoder
 from hacore.errors import HacoreError
 from hacore.evaluate import evaluate
 from hacore.geometry import SPACES, space
-from hacore.models import Classifier, Lift
+from hacore.models import MODES, Classifier, Lift
 from hacore.train import TrainConfig
-from hacore.unlearning import Contrastive, Request, Training, method, train_on
+from hacore.unlearning import METHODS, Descent, Method, Outcome, Request, Training, method, train_on
 
 SCENARIOS = ("single-class", "random-samples")
+RECIPES = ("generalising", "memorising")
 WHITENING = 5000  # images whose patches fit a whitening layer
+TUNED = Path(__file__).parent / "tuned"
+# The layers that training goes through; what lies above them does not change an original model.
+TRAINING_CODE = ("files.py", "geometry", "data", "encoders.py", "models.py", "train")
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,13 @@ class Settings:
     encoder: str
     dim: int  # features, and coordinates of the space
     head: str  # "logistic" or "prototype"
-    lift: str  # "free", "clipped" or "fixed": how features become points, see hacore.models.Lift
     scale: float  # from features to tangent vectors
     radius: float  # of the clip or the sphere; unused when free
     training: Training
-    contrastive: Contrastive
+    unlearning: Method  # with its settings
     train_images: int | None = None  # class-balanced subset; None takes all
     test_images: int | None = None
+    label_noise: float = 0.0  # share of training labels replaced by another class
 
 
 @dataclass(frozen=True)
@@ -60,39 +64,47 @@ class Run:
     scenario: str = "single-class"
     data: str = "digits"
     profile: str = "quick"
+    recipe: str = "generalising"  # or "memorising": no augmentation, or training until noise is learned
     method: str = "contrastive-unlearning"
     space: str = "euclidean"
+    lift: str = "clipped"  # how features become points, see hacore.models.Lift
     seed: int = 0
-    forget: int = 5  # the class in single-class, how many samples in random-samples
+    forget: int | float = 5  # the class in single-class; in random-samples a count, or a share below 1
     curv: float = 1.0  # c > 0, the curvature is -c; no effect in Euclidean space
-    settings: Settings | None = None  # None takes the profile's for this data set and geometry
+    settings: Settings | None = None  # None takes the profile's, with the tuned values of its search
 
     def __post_init__(self) -> None:
         method(self.method)
         for kind, name, names in (
             ("scenario", self.scenario, SCENARIOS),
             ("data set", self.data, data.DATASETS),
+            ("recipe", self.recipe, RECIPES),
             ("geometry", self.space, SPACES),
+            ("lift", self.lift, MODES),
         ):
             if name not in names:
                 raise HacoreError(f"there is no {kind} {name!r}; choose one of {', '.join(names)}")
         if self.seed < 0:
             raise HacoreError(f"a seed is a number from 0 on, not {self.seed}")
+        if self.scenario == "single-class" and self.forget != int(self.forget):
+            raise HacoreError(f"the class to forget is a whole number, not {self.forget}")
         self.resolved()
 
     def resolved(self) -> Settings:
-        """The settings this run goes by: its own or else the profile's, with the run's seed in every loop."""
-        chosen = self.settings or profile(self.profile, self.data, self.space)
-        training = replace(chosen.training, loop=replace(chosen.training.loop, seed=self.seed))
-        contrastive = replace(chosen.contrastive, loop=replace(chosen.contrastive.loop, seed=self.seed))
-        return replace(chosen, training=training, contrastive=contrastive)
+        """The settings this run goes by: its own or else the profile's, with the run's seed in the loop."""
+        chosen = self.settings or profile(self)
+        if chosen.unlearning.name != self.method:
+            chosen = replace(chosen, unlearning=tuned(self))
+        return replace(
+            chosen, training=replace(chosen.training, loop=replace(chosen.training.loop, seed=self.seed))
+        )
 
     @property
     def name(self) -> str:
         """A file name that no other run has: what it does, and a digest of every setting."""
         digest = _digest(asdict(replace(self, settings=self.resolved())))
         return (
-            f"{self.scenario}-{self.data}-{self.profile}-{self.space}-{self.method}"
+            f"{self.scenario}-{self.data}-{self.profile}-{self.recipe}-{self.space}-{self.lift}-{self.method}"
             f"-forget{self.forget}-seed{self.seed}-{digest}"
         )
 
@@ -100,98 +112,99 @@ class Run:
     def command(self) -> str:
         """The command that makes this run's record again, when its settings are the profile's."""
         return (
-            f"hacore run {self.scenario} --data {self.data} --profile {self.profile} --method {self.method} "
-            f"--space {self.space} --curv {self.curv} --forget {self.forget} --seed {self.seed}"
+            f"hacore run {self.scenario} --data {self.data} --profile {self.profile} --recipe {self.recipe} "
+            f"--method {self.method} --space {self.space} --lift {self.lift} --curv {self.curv} "
+            f"--forget {self.forget} --seed {self.seed}"
         )
 
 
-def profile(name: str, dataset: str, geometry: str) -> Settings:
-    """The settings of a profile for a data set and a geometry.
+def profile(run: Run) -> Settings:
+    """The settings of a run's profile for its data set, recipe and method.
 
     Raises:
         HacoreError: if the profile is unknown or has no settings for the data set.
     """
-    if name not in PROFILES:
-        raise HacoreError(f"there is no profile {name!r}; choose one of {', '.join(PROFILES)}")
-    if dataset not in PROFILES[name]:
+    if run.profile not in PROFILES:
+        raise HacoreError(f"there is no profile {run.profile!r}; choose one of {', '.join(PROFILES)}")
+    if run.data not in PROFILES[run.profile]:
         raise HacoreError(
-            f"profile {name!r} has no settings for {dataset!r}, only for {', '.join(PROFILES[name])}; "
-            "choose another profile or pass Run(settings=...)"
+            f"profile {run.profile!r} has no settings for {run.data!r}, only for "
+            f"{', '.join(PROFILES[run.profile])}; choose another profile or pass Run(settings=...)"
         )
-    return PROFILES[name][dataset](geometry)
+    return replace(PROFILES[run.profile][run.data](run.recipe), unlearning=tuned(run))
 
 
-def _digits(geometry: str) -> Settings:
-    # lr, lambda_UL and tau were chosen on validation images alone, with seeds 100 to 103, from the same
-    # 16 trials in Euclidean and in Lorentz space: of the settings that met the stopping rule with every
-    # seed and kept retain accuracy within one image of the best, the one with the fewest steps.
-    weight = 0.5 if geometry == "euclidean" else 0.2
+def tuned(run: Run) -> Method:
+    """The method of a run with the values that its search chose on validation images.
+
+    Values searched for one scenario, data set, profile and recipe stand in one file of ``hacore/tuned``,
+    written by :mod:`hacore.search`. Where nothing was searched, the defaults of the method stand.
+    """
+    chosen = method(run.method)
+    if isinstance(chosen, Descent):
+        chosen = replace(chosen, **UNLEARNING.get(run.profile, {}).get(run.method, {}))
+        chosen = replace(chosen, batch_size=BATCHES.get(run.profile, chosen.batch_size))
+    found = _tuned_values(TUNED / f"{run.scenario}-{run.data}-{run.profile}-{run.recipe}.json")
+    return replace(chosen, **found.get(f"{run.space} {run.lift} {run.method}", {}))
+
+
+@functools.cache
+def _tuned_values(path: Path) -> dict[str, dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _digits(recipe: str) -> Settings:
+    # With a share of wrong labels and enough epochs to learn them, membership leaks; on clean digits it
+    # does not, and a membership attack has nothing to find.
+    memorise = recipe == "memorising"
+    loop = TrainConfig(epochs=40 if memorise else 12, lr=0.1, schedule="one-cycle")
     return Settings(
         encoder="cnn",
         dim=32,
         head="logistic",
-        lift="clipped",
         scale=0.3,
         radius=4.0,
-        training=Training(TrainConfig(epochs=12, lr=0.1, schedule="one-cycle"), batch_size=64),
-        contrastive=Contrastive(
-            TrainConfig(epochs=20, lr=0.01, schedule="constant", nesterov=False, freeze_norm=True),
-            batch_size=32,
-            temperature=1.0,
-            weight_ul=weight,
-            weight_ce=1 - weight,
-        ),
+        training=Training(loop, batch_size=64),
+        unlearning=METHODS["original"],
+        label_noise=0.3 if memorise else 0.0,
     )
 
 
-def _cifar(geometry: str) -> Settings:
-    """A small residual net on 10,000 images: about 90 CPU seconds a training."""
-    # lr, lambda_UL and tau of contrastive unlearning were chosen on CIFAR-10's validation images alone,
-    # with seed 100, from the same 12 trials in Euclidean and in Lorentz space: of those that kept retain
-    # accuracy within half a point of the best, the one with the fewest steps. Both gave the same.
+def _cifar(recipe: str) -> Settings:
+    """A small residual net on 20,000 images: about a CPU minute in bf16, two in float32."""
     return Settings(
         encoder="resnet9",
         dim=64,
         head="logistic",
-        lift="clipped",
         scale=0.3,
         radius=4.0,
         training=Training(
-            TrainConfig(epochs=8, lr=0.1, optimizer="muon", schedule="linear", weight_decay=5e-4),
+            TrainConfig(
+                epochs=8, lr=0.1, optimizer="muon", schedule="linear", weight_decay=5e-4,
+                precision=train.fast_precision(),
+            ),
             batch_size=250,
-            augment="crop-flip",
+            augment="none" if recipe == "memorising" else "crop-flip",
         ),
-        contrastive=Contrastive(
-            TrainConfig(epochs=10, lr=0.003, schedule="constant", nesterov=False, freeze_norm=True),
-            batch_size=64,
-            temperature=0.3,
-            weight_ul=0.05,
-            weight_ce=0.95,
-        ),
-        train_images=10_000,
-    )
+        unlearning=METHODS["original"],
+        train_images=20_000,
+    )  # fmt: skip
 
 
-def _paper(geometry: str) -> Settings:
-    """ResNet-18 with the training and unlearning settings of Lee et al. (2024); similarity and lift are ours."""
+def _paper(recipe: str) -> Settings:
+    """ResNet-18 with the training settings of Lee et al. (2024), who do not augment; the lift is ours."""
     return Settings(
         encoder="resnet18",
         dim=512,
         head="logistic",
-        lift="clipped",
         scale=0.1,
         radius=4.0,
         training=Training(
             TrainConfig(epochs=100, lr=0.1, nesterov=False, weight_decay=5e-4, precision="bf16"),
             batch_size=256,
+            augment="none" if recipe == "memorising" else "crop-flip",
         ),
-        contrastive=Contrastive(
-            TrainConfig(epochs=10, lr=1e-3, schedule="constant", nesterov=False, freeze_norm=True),
-            batch_size=64,
-            temperature=0.7,
-            weight_ul=3.0,
-            weight_ce=1.0,
-        ),
+        unlearning=METHODS["original"],
     )
 
 
@@ -200,6 +213,10 @@ PROFILES: dict[str, dict[str, Callable[[str], Settings]]] = {
     "standard": dict.fromkeys(("cifar10", "cifar100", "svhn"), _cifar),
     "paper": dict.fromkeys(("cifar10", "cifar100", "svhn"), _paper),
 }
+# Images per unlearning step, where the profile's data are fewer than the papers'.
+BATCHES = {"quick": 32}
+# What else a profile sets for a method, before the tuned values.
+UNLEARNING: dict[str, dict[str, dict[str, Any]]] = {"quick": {"contrastive-unlearning": {"epochs": 20}}}
 
 
 @functools.lru_cache(maxsize=2)
@@ -214,9 +231,12 @@ def _dataset(
 
 
 def _split(run: Run, dataset: data.Dataset) -> data.Split:
+    noise = run.resolved().label_noise
     if run.scenario == "single-class":
-        return data.Split.single_class(dataset, run.forget, seed=run.seed)
-    return data.Split.samples(dataset, count=run.forget, seed=run.seed)
+        return data.Split.single_class(dataset, int(run.forget), seed=run.seed, label_noise=noise)
+    share = 0 < run.forget < 1
+    fraction, count = (float(run.forget), None) if share else (None, int(run.forget))
+    return data.Split.samples(dataset, fraction, count, seed=run.seed, label_noise=noise)
 
 
 def build(run: Run, dataset: data.Dataset, index: Int64[Tensor, "k"]) -> Classifier:
@@ -235,10 +255,22 @@ def build(run: Run, dataset: data.Dataset, index: Int64[Tensor, "k"]) -> Classif
         dataset.mean,
         dataset.std,
         head=settings.head,
-        lift=Lift(manifold, settings.lift, settings.scale, settings.radius),
+        lift=Lift(manifold, run.lift, settings.scale, settings.radius),
     ).to(dataset.train_images.device)
     model.whiten(data.as_float(dataset.train_images[index[:WHITENING]]))
     return model
+
+
+class Prepared:
+    """What runs share that differ only in method: the request, and Retrain's answer, made once when asked."""
+
+    def __init__(self, run: Run, request: Request) -> None:
+        self.run, self.request = run, request
+
+    @functools.cached_property
+    def retrained(self) -> Outcome:
+        """The gold standard of this request, which every other answer is compared with."""
+        return METHODS["retrain"](self.request)
 
 
 def prepare(run: Run, cache: Path | None = None) -> Request:
@@ -255,40 +287,53 @@ def prepare(run: Run, cache: Path | None = None) -> Request:
     everything = torch.cat([split.retain, split.forget]).sort().values
     original = train_on(
         build(run, dataset, everything), dataset, split, everything, settings.training,
-        "original", _checkpoint(cache, replace(run, method="original", scenario=SCENARIOS[0], forget=0)),
+        "original", _checkpoint(cache, _original(run)),
     )  # fmt: skip
     return Request(
         model=original.model,
         trained=original.fit,
-        fresh=lambda: build(run, dataset, split.retain),
+        fresh=lambda index: build(run, dataset, index),
         dataset=dataset,
         split=split,
         training=settings.training,
-        contrastive=settings.contrastive,
         checkpoint=_checkpoint(cache, run),
     )
 
 
+def _original(run: Run) -> Run:
+    """The run whose answer is the original model, the same for every request of a seed."""
+    return replace(run, method="original", scenario=SCENARIOS[0], forget=0)
+
+
 def _checkpoint(cache: Path | None, run: Run) -> Path | None:
     """Where a run's training leaves checkpoints: a folder of the run and of the code that trains."""
-    return None if cache is None else cache / f"{run.name}-{CODE}"
+    if cache is None:
+        return None
+    return cache / f"{run.name}-{TRAINING if run.method in ('original', 'retrain') else CODE}"
 
 
-def run(run: Run, request: Request | None = None, cache: Path | None = None) -> dict[str, Any]:
+def run(run: Run, prepared: Request | Prepared | None = None, cache: Path | None = None) -> dict[str, Any]:
     """Do one run and return its record.
 
     Args:
         run: what to do.
-        request: what :func:`prepare` returned for this run or one that differs only in method;
-            None prepares it now.
+        prepared: for this run or one that differs only in method, what :func:`prepare` returned, or a
+            :class:`Prepared`, which trains Retrain but once for all of them; None prepares it now.
         cache: see :func:`prepare`.
 
     Returns:
-        The record: ``run`` (its fields), ``settings``, ``metrics`` (percent), ``cost`` (seconds,
-        steps, images/s, bytes), ``history`` (one entry an epoch), ``environment``, ``command``.
+        The record: ``run`` (its fields), ``settings``, ``metrics`` (see :func:`hacore.evaluate.evaluate`),
+        ``cost`` (seconds, steps, FLOPs, images/s, bytes), ``history`` (one entry an epoch),
+        ``environment``, ``command``.
     """
-    request = request or prepare(run, cache)
-    outcome = method(run.method)(replace(request, checkpoint=_checkpoint(cache, run)))
+    if not isinstance(prepared, Prepared):
+        prepared = Prepared(run, prepared or prepare(run, cache))
+    request = prepared.request
+    answer = run.resolved().unlearning
+    checkpoint = _checkpoint(cache, run)
+    outcome = (
+        prepared.retrained if run.method == "retrain" else answer(replace(request, checkpoint=checkpoint))
+    )
     cost = asdict(outcome.fit)
     history = cost.pop("history")
     return {
@@ -296,7 +341,7 @@ def run(run: Run, request: Request | None = None, cache: Path | None = None) -> 
         "name": run.name,
         "run": {field.name: getattr(run, field.name) for field in fields(run) if field.name != "settings"},
         "settings": asdict(run.resolved()),
-        "metrics": evaluate(outcome.model, request.dataset, request.split),
+        "metrics": evaluate(outcome.model, request.dataset, request.split, prepared.retrained.model),
         "cost": cost,
         "history": history,
         "environment": environment(),
@@ -304,11 +349,17 @@ def run(run: Run, request: Request | None = None, cache: Path | None = None) -> 
     }
 
 
-def grid(methods: Iterable[str], spaces: Iterable[str], seeds: Iterable[int], **common: Any) -> list[Run]:
+def grid(
+    methods: Iterable[str],
+    spaces: Iterable[str] = ("euclidean",),
+    lifts: Iterable[str] = ("clipped",),
+    seeds: Iterable[int] = (0,),
+    **common: Any,
+) -> list[Run]:
     """All combinations as runs, ordered so that runs which share an original model follow each other."""
     return [
-        Run(method=method, space=space, seed=seed, **common)
-        for space, seed, method in product(spaces, seeds, methods)
+        Run(method=method, space=space, lift=lift, seed=seed, **common)
+        for space, lift, seed, method in product(spaces, lifts, seeds, methods)
     ]
 
 
@@ -319,16 +370,16 @@ def run_grid(
 
     Killed and started again, it redoes only what is missing; with ``redo``, everything.
     """
-    shared: tuple[Run, Request] | None = None
+    shared: Prepared | None = None
     for one in tqdm(list(runs), desc="runs", unit="run", disable=train.quiet()):
         path = Path(folder) / f"{one.name}.json"
         if path.exists() and not redo:
             yield results.read(path)
             continue
-        twin = replace(one, method="original")
-        if shared is None or shared[0] != twin:
-            shared = twin, prepare(one, cache)
-        record = run(one, shared[1], cache)
+        twin = replace(one, method="retrain")
+        if shared is None or shared.run != twin:
+            shared = Prepared(twin, prepare(twin, cache))
+        record = run(one, shared, cache)
         results.write(record, folder)
         yield record
 
@@ -378,12 +429,16 @@ def _commit() -> str:
     return commit + ("-dirty" if changed else "")
 
 
-def _code_digest() -> str:
-    """A digest of the package's code that training and unlearning go through."""
+def _code_digest(parts: tuple[str, ...] | None = None) -> str:
+    """A digest of the package's code, or of some of its modules; reports and pictures are left out."""
     package = Path(__file__).parent
-    outside = {"__main__.py", "results.py", "plots"}
-    sources = [p for p in sorted(package.rglob("*.py")) if p.relative_to(package).parts[0] not in outside]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    outside = {"__main__.py", "results.py", "plots", "search.py"}
+    chosen = [
+        path
+        for path in sorted(package.rglob("*.py"))
+        if (top := path.relative_to(package).parts[0]) not in outside and (parts is None or top in parts)
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in chosen)).hexdigest()[:12]
 
 
 def _digest(value: Any) -> str:
@@ -391,4 +446,4 @@ def _digest(value: Any) -> str:
 
 
 # Read when the package is loaded: by the time a record is written, a checkout may have moved on.
-COMMIT, CODE = _commit(), _code_digest()
+COMMIT, CODE, TRAINING = _commit(), _code_digest(), _code_digest(TRAINING_CODE)

@@ -202,7 +202,13 @@ def another_run_in_the_checkpoint_folder(tmp_path, digits):
         training = experiments.replace(request.training, batch_size=batch_size)
         everything = request.split.retain
         experiments.train_on(
-            request.fresh(), request.dataset, request.split, everything, training, "retrain", tmp_path / "run"
+            request.fresh(request.split.retain),
+            request.dataset,
+            request.split,
+            everything,
+            training,
+            "retrain",
+            tmp_path / "run",
         )
 
 

@@ -27,7 +27,7 @@ def test_the_same_run_gives_the_same_numbers(record):
 def test_a_record_says_everything(record):
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["run"]["space"] == "euclidean"
-    assert record["settings"]["contrastive"]["omega"] == 4
+    assert record["settings"]["unlearning"]["omega"] == 4
     assert record["cost"]["steps"] > 0
     assert record["environment"]["torch"] == torch.__version__
     assert set(record["environment"]) >= {"hardware", "commit", "python", "code", "created"}
@@ -60,15 +60,17 @@ def test_names_tell_runs_apart():
             {"method": "retrain"},
             {"curv": 2.0},
             {"scenario": "random-samples"},
+            {"lift": "free"},
+            {"recipe": "memorising"},
         )
     ]
     others.append(replace(base, settings=replace(base.resolved(), radius=3.0)))
-    assert len({each.name for each in [base, *others]}) == 7
+    assert len({each.name for each in [base, *others]}) == 9
     assert tiny_run().name == base.name
 
 
 def test_grid_keeps_runs_with_one_original_together():
-    runs = grid(["original", "retrain"], ["lorentz", "poincare"], [0, 1], forget=3)
+    runs = grid(["original", "retrain"], ["lorentz", "poincare"], seeds=[0, 1], forget=3)
     assert [(r.space, r.seed, r.method) for r in runs[:3]] == [
         ("lorentz", 0, "original"), ("lorentz", 0, "retrain"), ("lorentz", 1, "original"),
     ]  # fmt: skip
@@ -115,10 +117,34 @@ def test_every_profile_builds_settings_for_every_geometry(name):
         for space in experiments.SPACES:
             run = Run(data=data, profile=name, space=space, seed=3)
             assert run.resolved().training.loop.seed == 3
-            assert replace(run, seed=4).resolved().contrastive.loop.seed == 4
-            assert settings(space).encoder == run.resolved().encoder
+            assert settings("memorising").encoder == run.resolved().encoder
 
 
 def test_the_commit_is_known_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert experiments._commit().startswith("v")
+
+
+def test_a_recipe_may_noise_labels():
+    run = tiny_run(scenario="random-samples", forget=0.1, recipe="memorising")
+    request = prepare(run)
+    split, data = request.split, request.dataset
+    assert (split.labels != data.train_labels).double().mean().item() == pytest.approx(0.3, abs=0.002)
+    assert len(split.forget) == pytest.approx(0.1 * (len(split.forget) + len(split.retain)), abs=1)
+
+
+def test_retrain_is_trained_once_for_all_methods_of_a_grid(tmp_path):
+    runs = [tiny_run(method=m) for m in ("original", "retrain", "contrastive-unlearning")]
+    prepared = experiments.Prepared(runs[0], prepare(runs[0]))
+    assert prepared.retrained is prepared.retrained
+    record = do(runs[1], prepared)
+    assert record["cost"]["seconds"] == prepared.retrained.fit.seconds
+
+
+def test_tuned_values_replace_the_defaults(tmp_path, monkeypatch):
+    values = {"euclidean clipped contrastive-unlearning": {"lr": 0.02, "omega": 2}}
+    (tmp_path / "single-class-digits-quick-generalising.json").write_text(json.dumps(values))
+    monkeypatch.setattr(experiments, "TUNED", tmp_path)
+    chosen, other = Run().resolved().unlearning, Run(space="lorentz").resolved().unlearning
+    assert (chosen.lr, chosen.omega) == (0.02, 2)
+    assert other.omega == 4

@@ -713,3 +713,19 @@ def test_two_processes_train_as_one(tmp_path):
         json.loads(checkpoint._unpack(path.read_bytes(), path, "")[0]["config"])["loss"] for path in paths
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
+
+
+class Images:
+    """Two batches an epoch of four images with three pixels."""
+
+    def __len__(self):
+        return 2
+
+    def epoch(self, epoch, skip=0):
+        yield from list(torch.ones(2, 4, 3))[skip:]
+
+
+def test_flops_are_those_of_the_matrix_products():
+    # Forward and the weight's gradient, 2 * 4 * 3 * 5 each; the images need no gradient. Four steps.
+    done = fit(nn.Linear(3, 5), Images(), lambda model, x: model(x).square().mean(), TrainConfig(epochs=2))
+    assert done.flops == 4 * 2 * (2 * 4 * 3 * 5)

@@ -31,6 +31,11 @@ def samples_request():
     return prepare(tiny_run(scenario="random-samples", forget=20))
 
 
+def answer(name, **fields):
+    """The method with settings that suit the tiny run."""
+    return tiny_run(method=name, **fields).resolved().unlearning
+
+
 def weights(model):
     return torch.cat([value.double().flatten() for value in model.state_dict().values()])
 
@@ -38,7 +43,7 @@ def weights(model):
 @pytest.mark.parametrize("name", METHODS)
 def test_no_method_changes_the_model_it_is_given(flat_request, name):
     before = weights(flat_request.model)
-    outcome = method(name)(flat_request)
+    outcome = answer(name)(flat_request)
     assert torch.equal(weights(flat_request.model), before)
     assert outcome.model is not flat_request.model
     assert not outcome.model.training
@@ -48,7 +53,7 @@ def test_no_method_changes_the_model_it_is_given(flat_request, name):
 def test_no_method_reads_the_test_split(flat_request, name):
     data = flat_request.dataset
     other = replace(data, test_images=255 - data.test_images)
-    outcomes = [method(name)(replace(flat_request, dataset=each)) for each in (data, other)]
+    outcomes = [answer(name)(replace(flat_request, dataset=each)) for each in (data, other)]
     assert torch.equal(*(weights(outcome.model) for outcome in outcomes))
 
 
@@ -66,18 +71,18 @@ def test_retrain_never_sees_the_forget_data(flat_request):
 
 
 def test_contrastive_unlearning_meets_its_stopping_rule(request_):
-    outcome = METHODS[CU](request_)
+    outcome = answer(CU, space=request_.model.space.name)(request_)
     scores = evaluate(outcome.model, request_.dataset, request_.split)
     before = evaluate(request_.model, request_.dataset, request_.split)
     assert outcome.fit.stopped
-    assert outcome.fit.steps % request_.contrastive.omega == 0
+    assert outcome.fit.steps % METHODS[CU].omega == 0
     assert scores["forget_validation_accuracy"] <= 10
     assert scores["forget_train_accuracy"] < before["forget_train_accuracy"] - 30
     assert scores["retain_validation_accuracy"] > before["retain_validation_accuracy"] - 15
 
 
 def test_contrastive_unlearning_keeps_batch_statistics(request_):
-    after = METHODS[CU](request_).model.state_dict()
+    after = answer(CU, space=request_.model.space.name)(request_).model.state_dict()
     for name, value in request_.model.state_dict().items():
         if "running" in name:
             assert torch.equal(value, after[name])
@@ -85,15 +90,15 @@ def test_contrastive_unlearning_keeps_batch_statistics(request_):
 
 
 def test_without_the_pull_the_class_stays(request_):
-    settings = replace(request_.contrastive, weight_ul=0.0, loop=replace(request_.contrastive.loop, epochs=2))
-    outcome = METHODS[CU](replace(request_, contrastive=settings))
+    settings = answer(CU, space=request_.model.space.name)
+    outcome = replace(settings, weight_ul=0.0, epochs=2)(request_)
     assert not outcome.fit.stopped
     scores = evaluate(outcome.model, request_.dataset, request_.split)
     assert scores["forget_validation_accuracy"] > 50
 
 
 def test_random_samples_stop_at_validation_accuracy(samples_request):
-    outcome = METHODS[CU](samples_request)
+    outcome = answer(CU, scenario="random-samples")(samples_request)
     scores = evaluate(outcome.model, samples_request.dataset, samples_request.split)
     assert outcome.fit.stopped
     assert scores["forget_train_accuracy"] <= scores["retain_validation_accuracy"]

@@ -193,6 +193,14 @@ def device() -> torch.device:
     return torch.device(asked)
 
 
+def fast_precision() -> str:
+    """ "bf16" where :func:`device` computes it natively (CUDA from Ampere on, a CPU with AMX), else "no"."""
+    kind = device().type
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if kind == "cpu" and torch.cpu._is_amx_tile_supported() else "no"
+
+
 def quiet() -> bool:
     """Whether to keep progress bars away: under CI, and where stderr is no terminal, as in a notebook."""
     return bool(os.environ.get("CI")) or not sys.stderr.isatty()

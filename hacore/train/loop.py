@@ -1,5 +1,6 @@
 """The loop: ``fit`` trains a model, resumes a training that was killed, and stops one that diverges."""
 
+import contextlib
 import math
 import sys
 import time
@@ -15,6 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, send_to_device
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from hacore.errors import HacoreError
@@ -51,6 +53,7 @@ class Fit:
 
     seconds: float  # of training and stopping rule; without start-up and checkpoints
     steps: int
+    flops: float  # of matrix products and convolutions, forward and backward; without the stopping rule
     images_per_second: float  # images the loss saw, of all processes
     peak_memory_bytes: int  # allocated on the GPU; on the CPU the largest resident size of the process
     stopped: bool  # by the stopping rule
@@ -64,6 +67,8 @@ class _State:
     step: int = 0  # steps done
     seconds: float = 0.0
     images: int = 0
+    flops: float = 0.0
+    flops_per_image: dict[str, float] = field(default_factory=dict)  # by kind of batch
     peak: int = 0
     stopped: bool = False
     complete: bool = False
@@ -227,10 +232,17 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = factor * group["base_lr"]
             seed_everything(_step_seed(config.seed, state.step, accelerator.process_index))
-            state.images += _images(batch)
             part, share = _part(send_to_device(batch, here), accelerator)
-            value, parts = step_module(part)
-            accelerator.backward(value if share == 1 else value * share)
+            # Counting slows a step down, so the first one of its kind stands for all.
+            kind = type(batch).__name__
+            counter = None if kind in state.flops_per_image else FlopCounterMode(display=False)
+            with counter or contextlib.nullcontext():
+                value, parts = step_module(part)
+                accelerator.backward(value if share == 1 else value * share)
+            if counter:
+                state.flops_per_image[kind] = counter.get_total_flops() / max(_images(part), 1)
+            state.images += _images(batch)
+            state.flops += state.flops_per_image[kind] * _images(batch)
 
             state.step += 1
             ends = state.step % per_epoch == 0
@@ -298,7 +310,7 @@ def _rest(batches: EpochSource, start: int, epochs: int, method: str) -> Iterato
 
 def _result(state: _State) -> Fit:
     speed = state.images / state.seconds if state.seconds else math.inf
-    return Fit(state.seconds, state.step, speed, state.peak, state.stopped, state.history)
+    return Fit(state.seconds, state.step, state.flops, speed, state.peak, state.stopped, state.history)
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:

@@ -1,10 +1,10 @@
-"""What a model still knows: numbers read from a trained model, as ``dict[str, float]``."""
+"""What a model answers: logits and accuracies on any part of a data set."""
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from hacore.data import Dataset, Split, as_float
+from hacore.data import as_float
 from hacore.errors import HacoreError
 from hacore.models import Classifier
 
@@ -41,28 +41,3 @@ def accuracy(
     """Share of ``images[index]`` whose largest logit is their label, in percent."""
     target = labels if index is None else labels[index]
     return 100 * (logits(model, images, index).argmax(dim=1) == target).double().mean().item()
-
-
-def evaluate(model: Classifier, dataset: Dataset, split: Split) -> dict[str, float]:
-    """Accuracies in percent on every part of a split that has images.
-
-    Keys: ``retain_train_accuracy``, ``forget_train_accuracy``, ``retain_validation_accuracy``,
-    ``retain_test_accuracy`` and, where the scenario forgets whole classes,
-    ``forget_validation_accuracy`` and ``forget_test_accuracy``. Training and validation parts
-    are scored against the labels the model was given (``split.labels``, noise included), test
-    parts against the true ones.
-    """
-    train = {
-        "retain_train": split.retain,
-        "forget_train": split.forget,
-        "retain_validation": split.validation,
-        "forget_validation": split.validation_forget,
-    }
-    test = {"retain_test": split.test, "forget_test": split.test_forget}
-    parts = [(name, dataset.train_images, split.labels, index) for name, index in train.items()]
-    parts += [(name, dataset.test_images, dataset.test_labels, index) for name, index in test.items()]
-    return {
-        f"{name}_accuracy": accuracy(model, images, labels, index)
-        for name, images, labels, index in parts
-        if len(index)
-    }

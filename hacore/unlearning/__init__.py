@@ -1,0 +1,59 @@
+"""Unlearning methods: each turns a trained model and a request to forget into a new model.
+
+A method is a frozen dataclass: its fields are its settings, and calling it with a :class:`Request`
+answers that. To add one, derive from :class:`Descent` (most methods are a loss handed to the one
+loop), and enter it in :data:`METHODS`.
+"""
+
+from hacore.errors import HacoreError
+from hacore.unlearning.base import (
+    Descent,
+    Method,
+    Outcome,
+    Range,
+    Request,
+    Training,
+    cross_entropy_of,
+    train_on,
+)
+from hacore.unlearning.contrastive import ContrastiveUnlearning, forgotten
+from hacore.unlearning.exact import Original, Retrain
+
+# Each with its default settings; dataclasses.replace varies them.
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Original(),
+        Retrain(),
+        ContrastiveUnlearning(),
+    )
+}
+
+
+def method(name: str) -> Method:
+    """The method called ``name``, with its default settings.
+
+    Raises:
+        HacoreError: if there is none; the message lists those there are.
+    """
+    if name not in METHODS:
+        raise HacoreError(f"there is no method {name!r}; choose one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+__all__ = [
+    "METHODS",
+    "ContrastiveUnlearning",
+    "Descent",
+    "Method",
+    "Original",
+    "Outcome",
+    "Range",
+    "Request",
+    "Retrain",
+    "Training",
+    "cross_entropy_of",
+    "forgotten",
+    "method",
+    "train_on",
+]

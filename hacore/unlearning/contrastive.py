@@ -1,0 +1,77 @@
+"""Contrastive unlearning in the geometry of the model, alone and with CoUn's module; CoUn itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from hacore import losses
+from hacore.data import Pair
+from hacore.evaluate import accuracy
+from hacore.models import Classifier
+from hacore.unlearning.base import Descent, Outcome, Range, Request
+
+
+def forgotten(request: Request, percent: float | None = None) -> Callable[[Classifier], bool]:
+    r"""The stopping rule of contrastive unlearning, read from set-aside data, never from the test split.
+
+    For forgotten classes (Eq. 8), stop once accuracy on their validation images is at most
+    :math:`1/C`, or ``percent`` where given; for random samples (Eq. 9), once accuracy on the forget
+    images is at most that on validation images. The paper reads both from the test split; we do not.
+    """
+    data, split = request.dataset, request.split
+
+    def measured(model: Classifier, index: Tensor) -> float:
+        return accuracy(model, data.train_images, split.labels, index)
+
+    if split.forget_classes:
+        bound = 100 / len(data.classes) if percent is None else percent
+        return lambda model: measured(model, split.validation_forget) <= bound
+    return lambda model: measured(model, split.forget) <= measured(model, split.validation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveUnlearning(Descent):
+    r"""Contrastive unlearning, :math:`\lambda_{UL} L_{UL} + \lambda_{CE} L_{CE}`, in the geometry of the model.
+
+    Algorithm 1 of :cite:t:`lee2024contrastive`: for each forget batch, :math:`\omega` retain
+    batches, one step each; the stopping rule is asked after each forget batch. In hyperbolic space,
+    the method of :cite:t:`leone2024`. Batch normalisation keeps the statistics of training: a batch
+    that is half forget images would otherwise move them towards the data to be forgotten.
+    """
+
+    name = "contrastive-unlearning"
+
+    lr: float = 1e-3
+    epochs: int = 10
+    omega: int = 4  # retain batches per forget batch, each with a step
+    temperature: float = 0.7  # tau, in units of similarity
+    weight_ul: float = 3.0  # lambda_UL, the pull away from the class
+    weight_ce: float = 1.0  # lambda_CE, cross-entropy on the retain batch
+    stop_at: float | None = None  # percent, of Eq. 8; None is 100 / classes, negative never stops
+
+    search: ClassVar[dict[str, Range]] = {
+        "lr": Range(1e-3, 3e-2),
+        "temperature": Range(0.1, 2.0),
+        "weight_ul": Range(0.02, 2.0),
+    }
+
+    def answer(self, request: Request) -> Outcome:
+        done = forgotten(request, self.stop_at)
+
+        def loss(model: Classifier, pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
+            z = model.embed(torch.cat([pair.forget.images, pair.retain.images]))
+            z_forget, z_retain = z.split([len(pair.forget.images), len(pair.retain.images)])
+            ul = losses.contrastive_unlearning(
+                z_forget, pair.forget.labels, z_retain, pair.retain.labels, model.space, self.temperature
+            )
+            ce = cross_entropy(model.logits(z_retain), pair.retain.labels)
+            return self.weight_ul * ul + self.weight_ce * ce, {"unlearning": ul, "cross-entropy": ce}
+
+        def stop(model: Classifier, step: int) -> bool:
+            return step % self.omega == 0 and done(model)
+
+        return self.descend(request, self.pairs(request, self.omega), loss, stop=stop)
