@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +15,13 @@ import torch
 from PIL import Image
 from tiny import tiny_run
 
-from hacore import data, experiments, geometry, losses, models, results, train
+from hacore import data, geometry, losses, models, results, train
 from hacore.__main__ import main
 from hacore.encoders import encoder
 from hacore.errors import HacoreError
 from hacore.experiments import prepare
 from hacore.experiments import run as do
+from hacore.unlearning import train_on
 
 
 @pytest.fixture
@@ -192,16 +194,16 @@ def diverging_training(tmp_path, digits):
     settings = tiny_run().resolved()
     loop = train.TrainConfig(epochs=3, lr=1e30, schedule="constant")
     run = tiny_run(method="retrain")
-    training = experiments.replace(settings.training, loop=loop)
-    do(experiments.replace(run, settings=experiments.replace(settings, training=training)))
+    training = replace(settings.training, loop=loop)
+    do(replace(run, settings=replace(settings, training=training)))
 
 
 def another_run_in_the_checkpoint_folder(tmp_path, digits):
     request = prepare(tiny_run())
     for batch_size in (16, 32):
-        training = experiments.replace(request.training, batch_size=batch_size)
+        training = replace(request.training, batch_size=batch_size)
         everything = request.split.retain
-        experiments.train_on(
+        train_on(
             request.fresh(request.split.retain),
             request.dataset,
             request.split,
@@ -221,7 +223,7 @@ CALLS = {
     "images of other channels": (lambda tmp, d: classifier()(torch.zeros(2, 3, 8, 8)), "channels"),
     "empty forget set": (lambda tmp, d: data.Split.classes(d, []), "cannot be forgotten"),
     "overlapping split": (
-        lambda tmp, d: experiments.replace(
+        lambda tmp, d: replace(
             split := data.Split.single_class(d, 5), retain=torch.cat([split.retain, split.forget]).sort().values
         ),
         "retain|forget|twice|overlap",

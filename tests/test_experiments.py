@@ -9,8 +9,9 @@ from tiny import tiny_run
 
 from hacore import experiments, results
 from hacore.errors import HacoreError
-from hacore.experiments import Run, build, grid, prepare, run_grid
+from hacore.experiments import Run, build, grid, prepare, provenance, run_grid, settings
 from hacore.experiments import run as do
+from hacore.geometry import SPACES
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +114,16 @@ def test_unknown_names_get_the_list(fields, message):
 
 @pytest.mark.parametrize("name", experiments.PROFILES)
 def test_every_profile_builds_settings_for_every_geometry(name):
-    for data, settings in experiments.PROFILES[name].items():
-        for space in experiments.SPACES:
+    for data, made in experiments.PROFILES[name].items():
+        for space in SPACES:
             run = Run(data=data, profile=name, space=space, seed=3)
             assert run.resolved().training.loop.seed == 3
-            assert settings("memorising").encoder == run.resolved().encoder
+            assert made("memorising").encoder == run.resolved().encoder
 
 
 def test_the_commit_is_known_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert experiments._commit().startswith("v")
+    assert provenance._commit().startswith("v")
 
 
 def test_a_recipe_may_noise_labels():
@@ -144,7 +145,7 @@ def test_retrain_is_trained_once_for_all_methods_of_a_grid(tmp_path):
 def test_tuned_values_replace_the_defaults(tmp_path, monkeypatch):
     values = {"euclidean clipped contrastive-unlearning": {"lr": 0.02, "omega": 2}}
     (tmp_path / "single-class-digits-quick-generalising.json").write_text(json.dumps(values))
-    monkeypatch.setattr(experiments, "TUNED", tmp_path)
+    monkeypatch.setattr(settings, "TUNED", tmp_path)
     chosen, other = Run().resolved().unlearning, Run(space="lorentz").resolved().unlearning
     assert (chosen.lr, chosen.omega) == (0.02, 2)
     assert other.omega == 4

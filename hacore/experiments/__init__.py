@@ -1,0 +1,36 @@
+"""Experiments: a :class:`Run` says what is done, :func:`run` does it and returns its record.
+
+The only place that puts data, model, method and evaluation together.
+"""
+
+from hacore.experiments.perform import Prepared, build, checkpoint, grid, prepare, run, run_grid
+from hacore.experiments.provenance import CODE, COMMIT, environment
+from hacore.experiments.settings import (
+    PROFILES,
+    RECIPES,
+    SCENARIOS,
+    Run,
+    Settings,
+    profile,
+    tuned,
+)
+
+__all__ = [
+    "CODE",
+    "COMMIT",
+    "PROFILES",
+    "RECIPES",
+    "SCENARIOS",
+    "Prepared",
+    "Run",
+    "Settings",
+    "build",
+    "checkpoint",
+    "environment",
+    "grid",
+    "prepare",
+    "profile",
+    "run",
+    "run_grid",
+    "tuned",
+]

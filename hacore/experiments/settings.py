@@ -1,0 +1,206 @@
+"""What a run is and which settings it goes by: profiles, recipes, and values found by search."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hacore import data, train
+from hacore.errors import HacoreError
+from hacore.geometry import SPACES
+from hacore.models import MODES
+from hacore.train import TrainConfig
+from hacore.unlearning import METHODS, Descent, Method, Training, method
+
+SCENARIOS = ("single-class", "random-samples")
+RECIPES = ("generalising", "memorising")
+TUNED = Path(__file__).parent.parent / "tuned"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about a run that the profile decides unless the user does."""
+
+    encoder: str
+    dim: int  # features, and coordinates of the space
+    head: str  # "logistic" or "prototype"
+    scale: float  # from features to tangent vectors
+    radius: float  # of the clip or the sphere; unused when free
+    training: Training
+    unlearning: Method  # with its settings
+    train_images: int | None = None  # class-balanced subset; None takes all
+    test_images: int | None = None
+    label_noise: float = 0.0  # share of training labels replaced by another class
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: a method answers one request to forget, with one seed, in one geometry.
+
+    Runs that differ only in ``method`` share split, initial weights and original model, so
+    their results can be compared in pairs.
+    """
+
+    scenario: str = "single-class"
+    data: str = "digits"
+    profile: str = "quick"
+    recipe: str = "generalising"  # or "memorising": no augmentation, or training until noise is learned
+    method: str = "contrastive-unlearning"
+    space: str = "euclidean"
+    lift: str = "clipped"  # how features become points, see hacore.models.Lift
+    seed: int = 0
+    forget: int | float = 5  # the class in single-class; in random-samples a count, or a share below 1
+    curv: float = 1.0  # c > 0, the curvature is -c; no effect in Euclidean space
+    settings: Settings | None = None  # None takes the profile's, with the tuned values of its search
+
+    def __post_init__(self) -> None:
+        method(self.method)
+        for kind, name, names in (
+            ("scenario", self.scenario, SCENARIOS),
+            ("data set", self.data, data.DATASETS),
+            ("recipe", self.recipe, RECIPES),
+            ("geometry", self.space, SPACES),
+            ("lift", self.lift, MODES),
+        ):
+            if name not in names:
+                raise HacoreError(f"there is no {kind} {name!r}; choose one of {', '.join(names)}")
+        if self.seed < 0:
+            raise HacoreError(f"a seed is a number from 0 on, not {self.seed}")
+        if self.scenario == "single-class" and self.forget != int(self.forget):
+            raise HacoreError(f"the class to forget is a whole number, not {self.forget}")
+        self.resolved()
+
+    def resolved(self) -> Settings:
+        """The settings this run goes by: its own or else the profile's, with the run's seed in the loop."""
+        chosen = self.settings or profile(self)
+        if chosen.unlearning.name != self.method:
+            chosen = replace(chosen, unlearning=tuned(self))
+        return replace(
+            chosen, training=replace(chosen.training, loop=replace(chosen.training.loop, seed=self.seed))
+        )
+
+    @property
+    def name(self) -> str:
+        """A file name that no other run has: what it does, and a digest of every setting."""
+        digest = _digest(asdict(replace(self, settings=self.resolved())))
+        return (
+            f"{self.scenario}-{self.data}-{self.profile}-{self.recipe}-{self.space}-{self.lift}-{self.method}"
+            f"-forget{self.forget}-seed{self.seed}-{digest}"
+        )
+
+    @property
+    def command(self) -> str:
+        """The command that makes this run's record again, when its settings are the profile's."""
+        return (
+            f"hacore run {self.scenario} --data {self.data} --profile {self.profile} --recipe {self.recipe} "
+            f"--method {self.method} --space {self.space} --lift {self.lift} --curv {self.curv} "
+            f"--forget {self.forget} --seed {self.seed}"
+        )
+
+
+def profile(run: Run) -> Settings:
+    """The settings of a run's profile for its data set, recipe and method.
+
+    Raises:
+        HacoreError: if the profile is unknown or has no settings for the data set.
+    """
+    if run.profile not in PROFILES:
+        raise HacoreError(f"there is no profile {run.profile!r}; choose one of {', '.join(PROFILES)}")
+    if run.data not in PROFILES[run.profile]:
+        raise HacoreError(
+            f"profile {run.profile!r} has no settings for {run.data!r}, only for "
+            f"{', '.join(PROFILES[run.profile])}; choose another profile or pass Run(settings=...)"
+        )
+    return replace(PROFILES[run.profile][run.data](run.recipe), unlearning=tuned(run))
+
+
+def tuned(run: Run) -> Method:
+    """The method of a run with the values that its search chose on validation images.
+
+    Values searched for one scenario, data set, profile and recipe stand in one file of ``hacore/tuned``,
+    written by :mod:`hacore.search`. Where nothing was searched, the defaults of the method stand.
+    """
+    chosen = method(run.method)
+    if isinstance(chosen, Descent):
+        chosen = replace(chosen, **UNLEARNING.get(run.profile, {}).get(run.method, {}))
+        chosen = replace(chosen, batch_size=BATCHES.get(run.profile, chosen.batch_size))
+    found = _tuned_values(TUNED / f"{run.scenario}-{run.data}-{run.profile}-{run.recipe}.json")
+    return replace(chosen, **found.get(f"{run.space} {run.lift} {run.method}", {}))
+
+
+@functools.cache
+def _tuned_values(path: Path) -> dict[str, dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _digits(recipe: str) -> Settings:
+    # With a share of wrong labels and enough epochs to learn them, membership leaks; on clean digits it
+    # does not, and a membership attack has nothing to find.
+    memorise = recipe == "memorising"
+    loop = TrainConfig(epochs=40 if memorise else 12, lr=0.1, schedule="one-cycle")
+    return Settings(
+        encoder="cnn",
+        dim=32,
+        head="logistic",
+        scale=0.3,
+        radius=4.0,
+        training=Training(loop, batch_size=64),
+        unlearning=METHODS["original"],
+        label_noise=0.3 if memorise else 0.0,
+    )
+
+
+def _cifar(recipe: str) -> Settings:
+    """A small residual net on 20,000 images: about a CPU minute in bf16, two in float32."""
+    return Settings(
+        encoder="resnet9",
+        dim=64,
+        head="logistic",
+        scale=0.3,
+        radius=4.0,
+        training=Training(
+            TrainConfig(
+                epochs=8, lr=0.1, optimizer="muon", schedule="linear", weight_decay=5e-4,
+                precision=train.fast_precision(),
+            ),
+            batch_size=250,
+            augment="none" if recipe == "memorising" else "crop-flip",
+        ),
+        unlearning=METHODS["original"],
+        train_images=20_000,
+    )  # fmt: skip
+
+
+def _paper(recipe: str) -> Settings:
+    """ResNet-18 with the training settings of Lee et al. (2024), who do not augment; the lift is ours."""
+    return Settings(
+        encoder="resnet18",
+        dim=512,
+        head="logistic",
+        scale=0.1,
+        radius=4.0,
+        training=Training(
+            TrainConfig(epochs=100, lr=0.1, nesterov=False, weight_decay=5e-4, precision="bf16"),
+            batch_size=256,
+            augment="none" if recipe == "memorising" else "crop-flip",
+        ),
+        unlearning=METHODS["original"],
+    )
+
+
+PROFILES: dict[str, dict[str, Callable[[str], Settings]]] = {
+    "quick": {"digits": _digits},
+    "standard": dict.fromkeys(("cifar10", "cifar100", "svhn"), _cifar),
+    "paper": dict.fromkeys(("cifar10", "cifar100", "svhn"), _paper),
+}
+# Images per unlearning step, where the profile's data are fewer than the papers'.
+BATCHES = {"quick": 32}
+# What else a profile sets for a method, before the tuned values.
+UNLEARNING: dict[str, dict[str, dict[str, Any]]] = {"quick": {"contrastive-unlearning": {"epochs": 20}}}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
