@@ -1,13 +1,17 @@
-"""The command line: ``hacore run``, ``hacore results``."""
+"""The command line: ``hacore run``, ``hacore tune``, ``hacore results``."""
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hacore import __version__
 from hacore.errors import HacoreError
+
+if TYPE_CHECKING:
+    from hacore.experiments import Run
 
 EXAMPLES = """examples:
   hacore run single-class
@@ -16,16 +20,51 @@ EXAMPLES = """examples:
       the same in three geometries, five paired seeds
   HACORE_DATA=~/data hacore run single-class --data cifar10 --profile standard --space poincare --seeds 3
       CIFAR-10 from parquet files in ~/data/cifar10; without HACORE_DATA they come from the hub
+  hacore tune single-class --method contrastive-unlearning --space all --trials 20
+      search the method's settings on validation images, in three geometries, with one budget
   hacore results results
       the table of all records in a folder
 
-A run whose record is there already is not done again, so an interrupted command can be repeated.
+A run or trial whose record is there already is not done again, so an interrupted command can be repeated.
 HACORE_DEVICE (auto, cpu, cuda, mps), HACORE_DATA and HACORE_CACHE choose device and folders."""
 
 
 def number(text: str) -> int | float:
     """A whole number, or one with a point."""
     return float(text) if "." in text else int(text)
+
+
+def add_request(command: argparse.ArgumentParser) -> None:
+    """What ``run`` and ``tune`` share: which request to forget, answered by what, in which geometry."""
+    command.add_argument("scenario", help="what is forgotten: single-class or random-samples")
+    command.add_argument(
+        "--data", default="digits", help="digits, cifar10, cifar100 or svhn (default: digits)"
+    )
+    command.add_argument(
+        "--profile",
+        default=os.environ.get("HACORE_PROFILE", "quick"),
+        help="size of the experiment: quick, standard or paper (default: HACORE_PROFILE, or quick)",
+    )
+    command.add_argument(
+        "--space", default="euclidean", help="euclidean, lorentz, poincare, or all (default: euclidean)"
+    )
+    command.add_argument(
+        "--lift",
+        default="clipped",
+        help="how features become points: free, clipped, fixed, or all (default: clipped)",
+    )
+    command.add_argument(
+        "--recipe",
+        default="generalising",
+        help="training: generalising or memorising (default: generalising)",
+    )
+    command.add_argument(
+        "--method", default="all", help="a method, several with commas, or all (default: all)"
+    )
+    command.add_argument("--curv", type=float, default=1.0, help="c > 0; the curvature is -c (default: 1)")
+    command.add_argument(
+        "--forget", type=number, default=5, help="the class, or how many random samples, or which share (0.1)"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,31 +84,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    run.add_argument("scenario", help="what is forgotten: single-class or random-samples")
-    run.add_argument("--data", default="digits", help="digits, cifar10, cifar100 or svhn (default: digits)")
-    run.add_argument(
-        "--profile",
-        default=os.environ.get("HACORE_PROFILE", "quick"),
-        help="size of the experiment: quick, standard or paper (default: HACORE_PROFILE, or quick)",
-    )
-    run.add_argument(
-        "--space", default="euclidean", help="euclidean, lorentz, poincare, or all (default: euclidean)"
-    )
-    run.add_argument(
-        "--lift",
-        default="clipped",
-        help="how features become points: free, clipped, fixed, or all (default: clipped)",
-    )
-    run.add_argument(
-        "--recipe",
-        default="generalising",
-        help="training: generalising or memorising (default: generalising)",
-    )
-    run.add_argument("--method", default="all", help="a method, several with commas, or all (default: all)")
-    run.add_argument("--curv", type=float, default=1.0, help="c > 0; the curvature is -c (default: 1)")
-    run.add_argument(
-        "--forget", type=number, default=5, help="the class, or how many random samples, or which share (0.1)"
-    )
+    add_request(run)
     seeds = run.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0 on (default: 1)")
     seeds.add_argument("--seed", type=int, help="this seed only")
@@ -77,6 +92,21 @@ def parser() -> argparse.ArgumentParser:
         "--results", type=Path, default=Path("results"), help="folder for records (default: results)"
     )
     run.add_argument("--redo", action="store_true", help="do runs again whose record is there")
+
+    tune = commands.add_parser(
+        "tune",
+        help="search the settings of methods on validation images; write one record a search",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_request(tune)
+    tune.add_argument("--trials", type=int, default=20, help="settings each search tries (default: 20)")
+    tune.add_argument(
+        "--searches", type=Path, default=Path("searches"), help="folder for records (default: searches)"
+    )
+    tune.add_argument(
+        "--adopt", action="store_true", help="write the best values in the folder to hacore/tuned"
+    )
 
     show = commands.add_parser("results", help="show the table of the records in a folder")
     show.add_argument(
@@ -90,21 +120,31 @@ def run(arguments: argparse.Namespace) -> None:
     # torch and the rest of the package take seconds to import: not for `hacore --help`.
     from hacore import experiments
     from hacore.files import cache_folder
-    from hacore.geometry import SPACES
-    from hacore.models import MODES
     from hacore.unlearning import METHODS
 
     if arguments.seeds < 1:
         raise HacoreError(f"--seeds is how many seeds to run, at least 1, not {arguments.seeds}")
-    if arguments.method == "all":
-        methods = [name for name, method in METHODS.items() if method.fits(arguments.scenario)]
-    else:
-        methods = arguments.method.split(",")
-    runs = experiments.grid(
-        methods,
+    fitting = [name for name, method in METHODS.items() if method.fits(arguments.scenario)]
+    seeds = range(arguments.seeds) if arguments.seed is None else [arguments.seed]
+    runs = chosen_runs(arguments, fitting, seeds)
+    cache = cache_folder() / "trainings"
+    for _ in experiments.run_grid(runs, arguments.results, cache, arguments.redo):
+        pass
+    names = {one.name for one in runs}
+    print_table(arguments.results, names)
+
+
+def chosen_runs(arguments: argparse.Namespace, methods: list[str], seeds: Iterable[int]) -> "list[Run]":
+    """The runs the arguments ask for; ``methods`` are meant by ``--method all``."""
+    from hacore import experiments
+    from hacore.geometry import SPACES
+    from hacore.models import MODES
+
+    return experiments.grid(
+        methods if arguments.method == "all" else arguments.method.split(","),
         list(SPACES) if arguments.space == "all" else arguments.space.split(","),
         list(MODES) if arguments.lift == "all" else arguments.lift.split(","),
-        range(arguments.seeds) if arguments.seed is None else [arguments.seed],
+        seeds,
         scenario=arguments.scenario,
         recipe=arguments.recipe,
         data=arguments.data,
@@ -112,11 +152,22 @@ def run(arguments: argparse.Namespace) -> None:
         curv=arguments.curv,
         forget=arguments.forget,
     )
+
+
+def tune(arguments: argparse.Namespace) -> None:
+    """Do the searches the arguments ask for, print the best of each, adopt them if asked to."""
+    from hacore import search
+    from hacore.files import cache_folder
+
+    if arguments.trials < 1:
+        raise HacoreError(f"--trials is how many settings to try, at least 1, not {arguments.trials}")
+    runs = chosen_runs(arguments, search.searched(arguments.scenario), [search.SEED])
     cache = cache_folder() / "trainings"
-    for _ in experiments.run_grid(runs, arguments.results, cache, arguments.redo):
-        pass
-    names = {one.name for one in runs}
-    print_table(arguments.results, names)
+    for record in search.search_all(runs, arguments.trials, arguments.searches, cache):
+        print(search.summary(record))
+    if arguments.adopt:
+        for path in search.adopt(arguments.searches):
+            print(f"adopted in {path}")
 
 
 def print_table(folder: Path, names: set[str] | None = None) -> None:
@@ -144,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "run":
             run(arguments)
+        elif arguments.command == "tune":
+            tune(arguments)
         else:
             print_table(arguments.folder)
     except HacoreError as error:

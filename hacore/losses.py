@@ -4,12 +4,17 @@ A loss never asks which geometry it is in: it sees similarities, and the space s
 similar means (cosine or inner product in the plane, negative geodesic distance in curved space).
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from hacore.errors import HacoreError
 from hacore.geometry import Space
+
+FAR = 1e30  # subtracted from a logit, it leaves nothing of it in a softmax, and float32 reaches further
 
 
 def contrastive_unlearning(
@@ -58,20 +63,86 @@ def contrastive_unlearning(
             f"{len(z_forget)} forget and {len(z_retain)} retain embeddings came with "
             f"{len(y_forget)} and {len(y_retain)} labels; give one label per embedding"
         )
+    _check_temperature(temperature)
+
+    similarity = space.similarity(z_forget, z_retain)
+    return ContrastiveLoss.apply(similarity, y_forget, y_retain, temperature)
+
+
+class ContrastiveLoss(torch.autograd.Function):
+    r"""The loss of a matrix of similarities, its gradient being written down as the value is computed.
+
+    With :math:`\pi_{ij}` the softmax of row i over its positives and :math:`w_i` the anchor's share
+    of the mean, :math:`\partial \ell / \partial s_{ij} = w_i \pi_{ij} / \tau` for a positive and
+    :math:`-w_i / (\tau |N_i|)` for a negative. What costs time is each pass over the matrix; these are
+    by arithmetic, mostly in place, because fills by a Boolean mask are slower and exp of -inf slower yet.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, similarity: Tensor, y_forget: Tensor, y_retain: Tensor, temperature: float
+    ) -> Tensor:
+        # 1 for a negative, else 0. Bytes turn into floats much faster than Booleans do.
+        negative = (y_forget[:, None] != y_retain).view(torch.uint8).to(similarity.dtype)
+        n_negative = negative.sum(dim=1, keepdim=True)
+        has_positive = (n_negative < len(y_retain)).to(similarity.dtype)
+        share = (n_negative > 0).to(similarity.dtype)
+        share /= share.sum().clamp(min=1)
+
+        # Far below, negatives have weight 0 in the softmax, and a row of them only is finite still. Its
+        # value at the greatest logit is 1 / sum of e^(logit - greatest), which gives the logsumexp.
+        logits = (similarity / temperature).sub_(negative, alpha=FAR)
+        softmax = logits.softmax(dim=1)
+        push = logits.amax(dim=1, keepdim=True) - softmax.amax(dim=1, keepdim=True).log()
+        push = torch.where(has_positive > 0, push, n_negative.log())
+
+        pull = negative.mul_(share / n_negative.clamp(min=1))
+        value = (share * push).sum() - (pull * similarity).sum() / temperature
+        gradient = softmax.mul_(share * has_positive / temperature).sub_(pull, alpha=1 / temperature)
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad * ctx.saved_tensors[0], None, None, None
+
+
+def info_nce(
+    x: Float[Tensor, "n dim"],
+    y: Float[Tensor, "m dim"],
+    space: Space,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    r"""Symmetric InfoNCE: row i of ``x`` and of ``y`` are two views of one thing, all other rows are not.
+
+    With :math:`s_{ij}` the similarity of :math:`x_i` and :math:`y_j` in the space,
+
+    .. math:: L = -\frac{1}{2n} \sum_i \left[\log \frac{e^{s_{ii}/\tau}}{\sum_j e^{s_{ij}/\tau}}
+              + \log \frac{e^{s_{ii}/\tau}}{\sum_j e^{s_{ji}/\tau}}\right].
+
+    Args:
+        x: points of the space.
+        y: points of the space, as many.
+        space: the geometry both live in.
+        temperature: :math:`\tau > 0`, in units of similarity.
+
+    Raises:
+        HacoreError: if the views are not equally many, at least two, or ``temperature <= 0``.
+
+    Source: :cite:t:`oord2018cpc`, in the symmetric form of :cite:t:`radford2021clip`, which
+    :cite:t:`khalil2025coun` use between two views; chapter *Learning from what remains*.
+    """
+    if len(x) != len(y) or len(x) < 2:
+        raise HacoreError(
+            f"InfoNCE compares as many first as second views, at least two, not {len(x)} and {len(y)}"
+        )
+    _check_temperature(temperature)
+    similarity = space.similarity(x, y) / temperature
+    target = torch.arange(len(x), device=x.device)
+    return (cross_entropy(similarity, target) + cross_entropy(similarity.T, target)) / 2
+
+
+def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
         raise HacoreError(f"the temperature must be positive, not {temperature}")
-
-    similarity = space.similarity(z_forget, z_retain) / temperature
-    positive = y_forget[:, None] == y_retain[None, :]
-    n_positive = positive.sum(dim=1)
-    n_negative = len(z_retain) - n_positive
-
-    pull = similarity.masked_fill(positive, 0.0).sum(dim=1) / n_negative.clamp(min=1)
-    # Rows without positives keep all their entries here and are replaced below: a row of
-    # -inf only would make logsumexp's gradient NaN, and NaN times zero is still NaN.
-    kept = positive | (n_positive == 0)[:, None]
-    push = similarity.masked_fill(~kept, -torch.inf).logsumexp(dim=1)
-    push = torch.where(n_positive > 0, push, n_negative.clamp(min=1).to(push.dtype).log())
-
-    has_negative = n_negative > 0
-    return torch.where(has_negative, push - pull, 0.0).sum() / has_negative.sum().clamp(min=1)

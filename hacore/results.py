@@ -14,6 +14,11 @@ from hacore.files import write_text
 
 SCHEMA = 1
 SECTIONS = ("run", "metrics", "cost", "environment")
+# What two runs share that answer the same request in the same geometry with the same seed: all but the method.
+REQUEST = ("scenario", "data", "profile", "recipe", "forget", "space", "lift", "curv", "seed")
+# The two models that frame every answer come first in a table.
+FRAME = ("original", "retrain")
+GAPS = ("retain_test_accuracy", "forget_train_accuracy", "forget_test_accuracy", "attack_logits_auc")
 
 
 def write(record: dict[str, Any], folder: str | Path) -> Path:
@@ -64,7 +69,9 @@ def load(folder: str | Path = "results", **where: Any) -> pd.DataFrame:
     """All records of a folder (and the folders in it) as a table, one row a record.
 
     Columns are the fields of the run, the metrics, the cost and the environment (prefixed
-    ``env_``), and ``record``, the file's path. Keyword arguments keep the rows whose column
+    ``env_``), and ``record``, the file's path. Rows are in the order of scenario, data, profile, recipe,
+    forget, space, lift, curv, method (Original and Retrain first, the others by name) and seed, whatever
+    the files are called. Keyword arguments keep the rows whose column
     equals the value, or is among the values of a list: ``load(data="digits", space=["lorentz"])``.
 
     Raises:
@@ -80,7 +87,7 @@ def load(folder: str | Path = "results", **where: Any) -> pd.DataFrame:
         record = read(path)
         environment = {f"env_{key}": value for key, value in record["environment"].items()}
         rows.append(record["run"] | record["metrics"] | record["cost"] | environment | {"record": str(path)})
-    frame = pd.DataFrame(rows)
+    frame = _ordered(pd.DataFrame(rows))
     for column, value in where.items():
         if column not in frame:
             raise HacoreError(f"records have no column {column!r}; they have {', '.join(frame.columns)}")
@@ -90,6 +97,110 @@ def load(folder: str | Path = "results", **where: Any) -> pd.DataFrame:
             f"no record in {folder} has {where}; make it with `hacore run --results {folder} ...`"
         )
     return frame.reset_index(drop=True)
+
+
+def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows by what they are, first by scenario, last by seed; records of an older kind lack some columns."""
+
+    def rank(column: pd.Series) -> pd.Series:
+        if column.name == "method":
+            return column.map(lambda name: (FRAME.index(name) if name in FRAME else len(FRAME), name))
+        return column
+
+    columns = [*REQUEST[:-1], "method", "seed"]
+    return frame.sort_values(
+        [column for column in columns if column in frame], kind="stable", key=rank, ignore_index=True
+    )
+
+
+def gaps(frame: pd.DataFrame) -> pd.DataFrame:
+    r"""The table with every row's distance to Retrain, which answered the same request with the same seed.
+
+    New columns, missing where the row or its Retrain lacks a value they need:
+
+    - ``METRIC_gap``, :math:`|m - m_{Retrain}|` in percentage points, for ``retain_test_accuracy``,
+      ``forget_train_accuracy``, ``forget_test_accuracy`` and ``attack_logits_auc``;
+    - ``average_gap``, the mean of those: of all four where whole classes are forgotten, of three where random
+      samples are, which have no forgotten test images. The average gap of :cite:t:`fan2024salun` has the
+      accuracy on retain training images too, and an attack's rate for its AUC;
+    - ``tow``, the tug of war of :cite:t:`zhao2024`, a share where 1 is Retrain's answer:
+
+      .. math:: \prod_{S} \left(1 - \frac{|a_S - a_{S, Retrain}|}{100}\right)
+
+      over the accuracies on forget training, retain training and test images, the last of retained kind;
+    - ``relative_seconds``, ``relative_flops``, ``relative_steps``: in percent of Retrain's.
+
+    Args:
+        frame: a table from :func:`load` with Retrain's records among its rows.
+
+    Raises:
+        HacoreError: if no row is Retrain's, or two of them answer one request with the same seed.
+    """
+    keys = [column for column in REQUEST if column in frame]
+    retrain = frame[frame["method"] == "retrain"]
+    if retrain.empty:
+        raise HacoreError("the table has no record of retrain to compare with; load it too")
+    if retrain.duplicated(keys).any():
+        raise HacoreError(
+            "the table has two records of retrain for one request and seed; keep those of one set of settings"
+        )
+    theirs = frame[keys].merge(retrain, on=keys, how="left").set_index(frame.index)
+
+    def gap(metric: str) -> pd.Series:
+        if metric not in frame:
+            return pd.Series(math.nan, index=frame.index)
+        return (frame[metric] - theirs[metric]).abs()
+
+    out = frame.copy()
+    for metric in GAPS:
+        out[f"{metric}_gap"] = gap(metric)
+    named = out[[f"{metric}_gap" for metric in GAPS]]
+    needed = named.drop(columns="forget_test_accuracy_gap").notna().all(axis=1)
+    by_class = frame["forget_test_accuracy"].notna() if "forget_test_accuracy" in frame else needed & False
+    needed &= named["forget_test_accuracy_gap"].notna() | ~by_class
+    out["average_gap"] = named.mean(axis=1).where(needed)
+    closeness = [
+        1 - gap(f"{part}_accuracy") / 100 for part in ("forget_train", "retain_train", "retain_test")
+    ]
+    out["tow"] = closeness[0] * closeness[1] * closeness[2]
+    for cost in ("seconds", "flops", "steps"):
+        if cost in frame:
+            out[f"relative_{cost}"] = 100 * frame[cost] / theirs[cost]
+    return out
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    r"""p-values corrected for several comparisons (:cite:t:`holm1979`), in the order given.
+
+    With m of them, :math:`p_{(1)} \le \dots \le p_{(m)}`,
+
+    .. math:: \tilde p_{(i)} = \max_{j \le i} \min\{1, (m - j + 1)\, p_{(j)}\}
+
+    Rejecting where :math:`\tilde p \le \alpha` makes the chance of any false rejection at most
+    :math:`\alpha`, however the tests depend on each other. NaN stays NaN and is not counted.
+
+    Raises:
+        HacoreError: if a p-value is not in [0, 1].
+    """
+    p = pd.Series(list(p_values), dtype=float)
+    if not p.dropna().between(0, 1).all():
+        raise HacoreError("a p-value lies outside [0, 1]; give the p of a test")
+    ordered = p.dropna().sort_values(kind="stable")
+    factors = range(len(ordered), 0, -1)
+    corrected = (ordered * list(factors)).clip(upper=1.0).cummax()
+    return corrected.reindex(p.index).tolist()
+
+
+def _one_per_seed(frame: pd.DataFrame, by: Sequence[str]) -> None:
+    """Refuse groups in which a seed counts twice: records that differ in more than ``by`` are not repeats."""
+    if "seed" in frame and frame.duplicated([*by, "seed"]).any():
+        differing = [
+            c for c in (*REQUEST[:-1], "method") if c not in by and c in frame and frame[c].nunique() > 1
+        ]
+        raise HacoreError(
+            f"a group by {', '.join(by)} has several records of one seed; "
+            f"group by more columns{' (' + ', '.join(differing) + ' differ)' if differing else ''} or load fewer"
+        )
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
@@ -107,7 +218,12 @@ def interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
 
 
 def summary(frame: pd.DataFrame, metric: str, by: Sequence[str] = ("space", "method")) -> pd.DataFrame:
-    """Mean, std, n and 95 % interval of ``metric`` over seeds, one row per group in ``by``."""
+    """Mean, std, n and 95 % interval of ``metric`` over seeds, one row per group in ``by``.
+
+    Raises:
+        HacoreError: if a group has several records of one seed, such as of two lifts.
+    """
+    _one_per_seed(frame, by)
     groups = frame.groupby(list(by), sort=False, observed=True)
     rows = [interval(group[metric].tolist()) for _, group in groups]
     return pd.DataFrame(rows, index=groups.size().index)
@@ -151,7 +267,11 @@ def table(
         frame: a table from :func:`load`.
         metrics: column of the frame -> heading.
         by: the columns that make a group; what remains varies by seed.
+
+    Raises:
+        HacoreError: if a group has several records of one seed, such as of two lifts.
     """
+    _one_per_seed(frame, by)
     columns = {}
     for metric, heading in metrics.items():
         stat = summary(frame, metric, by)

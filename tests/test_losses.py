@@ -7,7 +7,7 @@ import torch
 
 from hacore.errors import HacoreError
 from hacore.geometry import SPACES, Euclidean, space
-from hacore.losses import contrastive_unlearning
+from hacore.losses import ContrastiveLoss, contrastive_unlearning, info_nce
 
 ALL = [*(space(name) for name in SPACES), Euclidean(similarity="dot"), Euclidean(similarity="distance")]
 IDS = [*SPACES, "dot", "distance"]
@@ -42,6 +42,46 @@ def slow(z_forget, y_forget, z_retain, y_retain, manifold, temperature):
 def test_equals_the_published_sum(manifold, classes):
     arguments = (*batch(manifold, classes), manifold, 0.7)
     torch.testing.assert_close(contrastive_unlearning(*arguments), slow(*arguments), rtol=1e-10, atol=1e-10)
+
+
+MIXED = {  # labels of the anchors, and of the retained points
+    "with and without positives": ([0, 7, 1, 2, 8, 0, 7], [0, 1, 1, 2, 0, 1, 3, 3, 0, 1, 2]),
+    "without positives or without negatives": ([0, 7, 0, 8, 9, 7, 7], [0] * 11),
+    "none with positives": ([7, 8, 9, 7, 7, 8, 9], [0, 1, 1, 2, 0, 1, 3, 3, 0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("labels", MIXED.values(), ids=MIXED)
+@pytest.mark.parametrize("temperature", [0.05, 0.7])
+def test_value_and_gradients_are_those_of_the_loop(name, labels, temperature):
+    """Also of the curvature. The loop takes each similarity from its pair alone: no matrix product."""
+    manifold = space(name, 0.6, learnable=True).double()
+    z_forget, _, z_retain, _ = batch(manifold)
+    y_forget, y_retain = map(torch.tensor, labels)
+    leaves = [z.detach().requires_grad_() for z in (z_forget, z_retain)] + [manifold.theta]
+
+    class Pairs:
+        def similarity(self, x, y):
+            return torch.cosine_similarity(x, y) if name == "euclidean" else -manifold.dist(x, y)
+
+    def results(loss, geometry):
+        value = loss(leaves[0], y_forget, leaves[1], y_retain, geometry, temperature)
+        # Times 3: the gradient that comes from above must reach the points.
+        return [value, *torch.autograd.grad(3 * value, leaves, allow_unused=True)]
+
+    for ours, theirs in zip(results(contrastive_unlearning, manifold), results(slow, Pairs()), strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_nothing_is_read_back_from_the_device():
+    """A host that reads a value waits for its accelerator; on the meta device it cannot, and raises."""
+    similarity = torch.ones(4, 6, device="meta", requires_grad=True)
+    labels = torch.zeros(10, dtype=torch.long, device="meta")
+    ContrastiveLoss.apply(similarity, labels[:4], labels[4:], 1.0).backward()
+    assert similarity.grad.shape == similarity.shape
 
 
 @pytest.mark.parametrize("manifold", ALL, ids=IDS)
@@ -132,3 +172,36 @@ def test_bad_input_gets_one_sentence(change, message):
     }
     with pytest.raises(HacoreError, match=message):
         contrastive_unlearning(**arguments | change)
+
+
+@pytest.mark.parametrize("manifold", ALL, ids=IDS)
+def test_info_nce_is_the_mean_of_both_directions(manifold):
+    x, _, y, _ = batch(manifold, forget=6, retain=6)
+    terms = []
+    for i in range(6):
+        row = [manifold.similarity(x[i : i + 1], other[None]).squeeze() / 0.5 for other in y]
+        column = [manifold.similarity(other[None], y[i : i + 1]).squeeze() / 0.5 for other in x]
+        for line in (row, column):
+            terms.append(-torch.log(line[i].exp() / sum(s.exp() for s in line)))
+    torch.testing.assert_close(info_nce(x, y, manifold, 0.5), torch.stack(terms).mean())
+
+
+@pytest.mark.parametrize("manifold", ALL, ids=IDS)
+def test_info_nce_of_identical_points_is_log_n(manifold):
+    x = manifold.exp0(torch.ones(8, 5, dtype=torch.float64).requires_grad_())
+    value = info_nce(x, x.clone(), manifold, 0.1)
+    torch.testing.assert_close(value.item(), math.log(8))
+
+
+def test_info_nce_of_well_separated_pairs_is_zero():
+    x = torch.eye(4, dtype=torch.float64)
+    assert info_nce(x, x, Euclidean(), 0.01).item() < 1e-40
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "temperature", "message"),
+    [(3, 4, 0.5, "as many first as second"), (1, 1, 0.5, "at least two"), (3, 3, 0.0, "temperature")],
+)
+def test_info_nce_refuses_what_it_cannot_compare(first, second, temperature, message):
+    with pytest.raises(HacoreError, match=message):
+        info_nce(torch.ones(first, 2), torch.ones(second, 2), Euclidean(), temperature)

@@ -87,6 +87,111 @@ def test_table_and_provenance(folder):
         assert part in line
 
 
+def request_records(folder, seed=0, space="euclidean"):
+    """Original, a method and Retrain of one request, with costs and every accuracy a gap needs."""
+    metrics = ("retain_train_accuracy", "forget_train_accuracy", "forget_test_accuracy", "attack_logits_auc")
+    rows = {
+        "original": (90.0, (99.0, 95.0, 90.0, 60.0), 50.0, 100),
+        "magic": (87.0, (90.0, 10.0, 8.0, 55.0), 5.0, 10),
+        "retrain": (89.0, (100.0, 0.0, 2.0, 51.0), 40.0, 80),
+    }
+    for method, (retain_test, others, seconds, steps) in rows.items():
+        one = record(f"{method}-{seed}-{space}", seed, method, retain_test)
+        one["run"]["space"] = space
+        one["metrics"] |= dict(zip(metrics, others, strict=True))
+        one["cost"] = {"seconds": seconds, "steps": steps, "flops": 1e6 * steps}
+        results.write(one, folder)
+
+
+def test_gaps_by_hand(tmp_path):
+    request_records(tmp_path)
+    frame = results.gaps(results.load(tmp_path)).set_index("method")
+    magic = frame.loc["magic"]
+    assert magic["retain_test_accuracy_gap"] == 2
+    assert magic["forget_train_accuracy_gap"] == 10
+    assert magic["forget_test_accuracy_gap"] == 6
+    assert magic["attack_logits_auc_gap"] == 4
+    assert magic["average_gap"] == (2 + 10 + 6 + 4) / 4
+    # 1 - 0.1 on forget, 1 - 0.1 on retain, 1 - 0.02 on test
+    assert magic["tow"] == pytest.approx(0.9 * 0.9 * 0.98)
+    assert (magic["relative_seconds"], magic["relative_steps"], magic["relative_flops"]) == (12.5, 12.5, 12.5)
+    assert frame.loc["original", "relative_seconds"] == 125
+    assert frame.loc["retrain", ["average_gap", "tow", "relative_seconds"]].tolist() == [0, 1, 100]
+
+
+def test_gaps_are_to_the_retrain_of_the_same_request(tmp_path):
+    for seed in (0, 1):
+        for space in ("euclidean", "lorentz"):
+            request_records(tmp_path, seed, space)
+    # One Retrain differs by 10: only its own rows may see that.
+    off = results.read(tmp_path / "retrain-1-lorentz.json")
+    off["metrics"]["retain_test_accuracy"] += 10
+    results.write(off, tmp_path)
+    frame = results.gaps(results.load(tmp_path)).set_index(["space", "seed", "method"])
+    gaps = frame["retain_test_accuracy_gap"].xs("magic", level="method")
+    assert gaps.to_dict() == {("euclidean", 0): 2, ("euclidean", 1): 2, ("lorentz", 0): 2, ("lorentz", 1): 12}
+    # The table keeps its rows, and whoever has no Retrain has no gap.
+    alone = results.load(tmp_path)
+    alone = alone[~((alone["method"] == "retrain") & (alone["seed"] == 1))]
+    rows = results.gaps(alone)
+    assert rows.index.tolist() == alone.index.tolist()
+    assert rows["average_gap"].isna().tolist() == (alone["seed"] == 1).tolist()
+
+
+def test_random_samples_average_three_gaps(tmp_path):
+    request_records(tmp_path)
+    for path in tmp_path.iterdir():
+        one = results.read(path)
+        del one["metrics"]["forget_test_accuracy"]
+        results.write(one, tmp_path)
+    frame = results.gaps(results.load(tmp_path)).set_index("method")
+    assert frame.loc["magic", "average_gap"] == pytest.approx((2 + 10 + 4) / 3)
+    # Without the attack there is no average that could be compared with others'.
+    for path in tmp_path.iterdir():
+        one = results.read(path)
+        del one["metrics"]["attack_logits_auc"]
+        results.write(one, tmp_path)
+    assert results.gaps(results.load(tmp_path))["average_gap"].isna().all()
+
+
+def test_load_sorts_by_what_the_records_say(tmp_path):
+    for number, (space, method, seed) in enumerate(
+        [("lorentz", "retrain", 0), ("euclidean", "zeta", 10), ("euclidean", "zeta", 2), ("euclidean", "alpha", 0),
+         ("euclidean", "retrain", 1), ("euclidean", "original", 3)]
+    ):  # fmt: skip
+        one = record(f"file-{number}", seed, method)
+        one["run"]["space"] = space
+        results.write(one, tmp_path)
+    frame = results.load(tmp_path)
+    assert list(zip(frame["space"], frame["method"], frame["seed"], strict=True)) == [
+        ("euclidean", "original", 3), ("euclidean", "retrain", 1), ("euclidean", "alpha", 0),
+        ("euclidean", "zeta", 2), ("euclidean", "zeta", 10), ("lorentz", "retrain", 0),
+    ]  # fmt: skip
+
+
+def test_holm_by_hand():
+    # Ordered 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, and never below the one before.
+    assert results.holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert results.holm([0.6, 0.7]) == [1.0, 1.0]
+    out = results.holm([0.03, math.nan, 0.01])
+    assert (out[0], out[2]) == pytest.approx((0.03, 0.02))
+    assert math.isnan(out[1])
+    assert results.holm([]) == []
+
+
+def two_lifts(folder):
+    for lift in ("free", "clipped"):
+        one = record(f"lift-{lift}", 0, "original")
+        one["run"]["lift"] = lift
+        results.write(one, folder)
+
+
+def test_groups_by_more_columns_are_not_refused(tmp_path):
+    two_lifts(tmp_path)
+    out = results.summary(results.load(tmp_path), "retain_test_accuracy", ["lift", "method"])
+    assert out["n"].tolist() == [1, 1]
+
+
 def break_json(folder):
     (folder / "retrain-0.json").write_text("{")
 
@@ -104,6 +209,23 @@ def duplicate_seed(folder):
     [
         (break_json, results.load, "not valid JSON"),
         (break_schema, results.load, "not a hacore record"),
+        (
+            two_lifts,
+            lambda f: results.summary(results.load(f), "retain_test_accuracy"),
+            r"several records of one seed.*\(lift differ\)",
+        ),
+        (
+            two_lifts,
+            lambda f: results.table(results.load(f), {"retain_test_accuracy": "retain"}),
+            "several records of one seed",
+        ),
+        (None, lambda f: results.gaps(results.load(f, method="original")), "no record of retrain"),
+        (
+            lambda f: results.write(record("again", 0, "retrain"), f),
+            lambda f: results.gaps(results.load(f)),
+            "two records of retrain",
+        ),
+        (None, lambda f: results.holm([0.5, 1.5]), "outside"),
         (None, lambda f: results.load(f / "missing"), "no records in"),
         (None, lambda f: results.load(f, colour="red"), "no column 'colour'"),
         (None, lambda f: results.load(f, method="magic"), "no record in"),

@@ -2,19 +2,16 @@
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from hacore.data import as_float
 from hacore.errors import HacoreError
-from hacore.models import Classifier
-
-# Large enough to keep a GPU busy, small enough for the activations of a ResNet-50 on a laptop.
-BATCH = 1000
+from hacore.evaluate.outputs import BATCH, Outputs
 
 
 @torch.no_grad()
 def logits(
-    model: Classifier, images: UInt8[Tensor, "n c h w"], index: Int[Tensor, "k"] | None = None
+    model: nn.Module, images: UInt8[Tensor, "n c h w"], index: Int[Tensor, "k"] | None = None
 ) -> Float[Tensor, "k classes"]:
     """Logits of ``images[index]`` (all images when ``index`` is None), in evaluation mode.
 
@@ -33,11 +30,20 @@ def logits(
 
 
 def accuracy(
-    model: Classifier,
+    model: nn.Module,
     images: UInt8[Tensor, "n c h w"],
     labels: Int[Tensor, "n"],
     index: Int[Tensor, "k"] | None = None,
 ) -> float:
     """Share of ``images[index]`` whose largest logit is their label, in percent."""
-    target = labels if index is None else labels[index]
-    return 100 * (logits(model, images, index).argmax(dim=1) == target).double().mean().item()
+    return correct(logits(model, images, index), labels if index is None else labels[index])
+
+
+def correct(logits: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> float:
+    """Share of rows whose largest logit is their label, in percent."""
+    return 100 * (logits.argmax(dim=1) == labels).double().mean().item()
+
+
+def accuracies(seen: dict[str, Outputs]) -> dict[str, float]:
+    """The accuracy in percent on every part, as ``PART_accuracy``."""
+    return {f"{name}_accuracy": correct(out.logits, out.labels) for name, out in seen.items()}

@@ -1,37 +1,54 @@
 """Everything this project measures about a model that was asked to forget, as ``dict[str, float]``."""
 
+import torch
+from torch import nn
+
 from hacore.data import Dataset, Split
-from hacore.evaluate.accuracy import accuracy
+from hacore.evaluate.accuracy import accuracies
+from hacore.evaluate.attacks import membership
+from hacore.evaluate.confusion import confusion
+from hacore.evaluate.embeddings import embeddings
+from hacore.evaluate.outputs import on_split, to_compare
+from hacore.evaluate.relearning import relearn
 from hacore.models import Classifier
 
 
 def evaluate(
-    model: Classifier, dataset: Dataset, split: Split, reference: Classifier | None = None
+    model: nn.Module,
+    dataset: Dataset,
+    split: Split,
+    reference: nn.Module | None = None,
+    precision: str = "no",
 ) -> dict[str, float]:
-    """All measures of one model; ``reference`` is Retrain's, for those that compare with it."""
-    return accuracies(model, dataset, split)
+    """All measures of one model, from one pass over the images.
 
+    Accuracies on every part (``PART_accuracy`` with PART one of ``retain_train``, ``forget_train``,
+    ``retain_validation``, ``retain_test`` and, where whole classes are forgotten, ``forget_validation``
+    and ``forget_test``; training and validation parts are scored against the labels the model was
+    given, noise included); :func:`~hacore.evaluate.attacks.membership`;
+    :func:`~hacore.evaluate.confusion.confusion`; :func:`~hacore.evaluate.embeddings.embeddings`;
+    :func:`~hacore.evaluate.relearning.relearn`, of a :class:`~hacore.models.Classifier` (the members of an
+    ensemble are fine-tuned as one).
 
-def accuracies(model: Classifier, dataset: Dataset, split: Split) -> dict[str, float]:
-    """Accuracies in percent on every part of a split that has images.
+    Args:
+        model: a :class:`hacore.models.Classifier`, or a module with ``embed``, ``logits`` and ``space`` of one.
+        dataset, split: what it was asked to forget.
+        reference: Retrain's model, for the measures that compare with it; without one they are absent.
+        precision: that of the encoders, as in training.
 
-    Keys: ``retain_train_accuracy``, ``forget_train_accuracy``, ``retain_validation_accuracy``,
-    ``retain_test_accuracy`` and, where the scenario forgets whole classes,
-    ``forget_validation_accuracy`` and ``forget_test_accuracy``. Training and validation parts
-    are scored against the labels the model was given (``split.labels``, noise included), test
-    parts against the true ones.
+    Returns:
+        Finite numbers by name. A measure that is not defined for this request is absent.
+
+    Raises:
+        HacoreError: if a part that a measure needs is empty.
     """
-    train = {
-        "retain_train": split.retain,
-        "forget_train": split.forget,
-        "retain_validation": split.validation,
-        "forget_validation": split.validation_forget,
-    }
-    test = {"retain_test": split.test, "forget_test": split.test_forget}
-    parts = [(name, dataset.train_images, split.labels, index) for name, index in train.items()]
-    parts += [(name, dataset.test_images, dataset.test_labels, index) for name, index in test.items()]
-    return {
-        f"{name}_accuracy": accuracy(model, images, labels, index)
-        for name, images, labels, index in parts
-        if len(index)
-    }
+    seen = on_split(model, dataset, split, precision)
+    theirs = None if reference is None else to_compare(reference, dataset, split, precision)
+    clean = torch.equal(split.labels, dataset.train_labels)
+    out = accuracies(seen) | membership(seen, clean) | confusion(seen, theirs)
+    out |= embeddings(seen, model.space, theirs)  # type: ignore[arg-type]
+    if isinstance(model, Classifier) and len(split.forget) > 1:
+        out |= relearn(
+            model, dataset, split, reference if isinstance(reference, Classifier) else None, precision
+        )
+    return out

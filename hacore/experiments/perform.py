@@ -35,6 +35,13 @@ def _dataset(
     return whole.subset(train=train_images, test=test_images, seed=0)
 
 
+def load(run: Run) -> tuple[data.Dataset, data.Split]:
+    """The data of a run on the device, and what is forgotten of them."""
+    settings = run.resolved()
+    dataset = _dataset(run.data, settings.train_images, settings.test_images, train.device())
+    return dataset, _split(run, dataset)
+
+
 def _split(run: Run, dataset: data.Dataset) -> data.Split:
     noise = run.resolved().label_noise
     if run.scenario == "single-class":
@@ -87,8 +94,7 @@ def prepare(run: Run, cache: Path | None = None) -> Request:
             finished one is read back; None trains in memory.
     """
     settings = run.resolved()
-    dataset = _dataset(run.data, settings.train_images, settings.test_images, train.device())
-    split = _split(run, dataset)
+    dataset, split = load(run)
     everything = torch.cat([split.retain, split.forget]).sort().values
     original = train_on(
         build(run, dataset, everything), dataset, split, everything, settings.training,
@@ -146,7 +152,13 @@ def run(run: Run, prepared: Request | Prepared | None = None, cache: Path | None
         "name": run.name,
         "run": {field.name: getattr(run, field.name) for field in fields(run) if field.name != "settings"},
         "settings": asdict(run.resolved()),
-        "metrics": evaluate(outcome.model, request.dataset, request.split, prepared.retrained.model),
+        "metrics": evaluate(
+            outcome.model,
+            request.dataset,
+            request.split,
+            prepared.retrained.model,
+            request.training.loop.precision,
+        ),
         "cost": cost,
         "history": history,
         "environment": environment(),

@@ -123,6 +123,13 @@ def pairwise(
     return hyperbolic_pairwise(x, y, curv, dist, refine, ball=True)
 
 
+def similarity(
+    x: Float[Tensor, "... _"], y: Float[Tensor, "... _"], curv: float | Scalar
+) -> Float[Tensor, "n m"]:
+    """Minus :func:`pairwise`, for the price of it."""
+    return hyperbolic_pairwise(x, y, curv, dist, refine=False, ball=True, sign=-1)
+
+
 @precise("x", "y")
 def geodesic(
     x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"], t: float | Float[Tensor, "..."], curv: Scalar

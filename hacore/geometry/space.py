@@ -27,10 +27,9 @@ from hacore.geometry.numerics import (
     precise,
     result_dtype,
     safe_sqrt,
-    unit,
     work_dtype,
 )
-from hacore.geometry.product import envelope, refined, tolerance
+from hacore.geometry.product import CosineMatrix, envelope, refined, tolerance
 
 if TYPE_CHECKING:
     import geoopt
@@ -261,9 +260,7 @@ class Euclidean(Space):
         out = result_dtype(x, y)
         with torch.autocast(x.device.type, enabled=False):
             x, y = x.to(out), y.to(out)
-            if self.kind == "cosine":
-                x, y = unit(x), unit(y)
-            return x @ y.T
+            return CosineMatrix.apply(x, y) if self.kind == "cosine" else x @ y.T
 
     def geodesic(self, x: Points, y: Points, t: float | Float[Tensor, "..."]) -> Points:
         """(1 - t) x + t y."""
@@ -335,7 +332,7 @@ class Hyperbolic(Space):
 
     def similarity(self, x: Points, y: Points) -> Float[Tensor, "n m"]:
         """Minus the distance."""
-        return -self.pairwise(x, y)
+        return self.functions.similarity(x, y, self.curv)
 
     def geodesic(self, x: Points, y: Points, t: float | Float[Tensor, "..."]) -> Points:
         """The points at share t of the way from x to y."""

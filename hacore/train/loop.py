@@ -275,8 +275,8 @@ def fit(
                 state.sums, sums = {}, {}
                 bar.set_postfix(loss=f"{means['loss']:.3g}", refresh=False)
             if state.complete or (store and saves):
-                state.seconds += _elapsed(began, here)
-                state.peak = max(state.peak, _peak_memory(here))
+                state.seconds += elapsed(began, here)
+                state.peak = max(state.peak, peak_memory(here))
                 _check_weights(model, state.step, method, remedy)
                 if accelerator.scaler is not None:
                     state.scaler = accelerator.scaler.state_dict()
@@ -398,13 +398,15 @@ def _check_weights(model: nn.Module, step: int, method: str, remedy: str) -> Non
             raise _diverged(step, method, f"the tensor {name!r}", remedy)
 
 
-def _elapsed(began: float, here: torch.device) -> float:
+def elapsed(began: float, here: torch.device) -> float:
+    """Seconds since ``began`` (of ``time.perf_counter``), once the device has done what it was given."""
     if here.type == "cuda":
         torch.cuda.synchronize(here)
     return time.perf_counter() - began
 
 
-def _peak_memory(here: torch.device) -> int:
+def peak_memory(here: torch.device) -> int:
+    """Bytes: the most that was allocated on a GPU, on the CPU the largest resident size of the process."""
     if here.type == "cuda":
         return torch.cuda.max_memory_allocated(here)
     import resource  # not on Windows

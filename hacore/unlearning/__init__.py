@@ -6,6 +6,7 @@ loop), and enter it in :data:`METHODS`.
 """
 
 from hacore.errors import HacoreError
+from hacore.unlearning.ascent import GradientAscent, NegGradPlus
 from hacore.unlearning.base import (
     Descent,
     Method,
@@ -17,7 +18,15 @@ from hacore.unlearning.base import (
     train_on,
 )
 from hacore.unlearning.contrastive import ContrastiveUnlearning, forgotten
+from hacore.unlearning.coun import ContrastiveCoUn, CoUn
+from hacore.unlearning.distillation import BadTeacher, Scrub
 from hacore.unlearning.exact import Original, Retrain
+from hacore.unlearning.finetuning import Finetune, HeadReset, L1Sparse, RowReplacement
+from hacore.unlearning.fisher import Fisher
+from hacore.unlearning.impair import Unsir
+from hacore.unlearning.newton import Lcodec
+from hacore.unlearning.relabelling import BoundaryExpansion, BoundaryShrink, RandomRelabel, SalUn
+from hacore.unlearning.sisa import Sisa
 
 # Each with its default settings; dataclasses.replace varies them.
 METHODS: dict[str, Method] = {
@@ -26,6 +35,24 @@ METHODS: dict[str, Method] = {
         Original(),
         Retrain(),
         ContrastiveUnlearning(),
+        CoUn(),
+        ContrastiveCoUn(),
+        Finetune(),
+        GradientAscent(),
+        NegGradPlus(),
+        RandomRelabel(),
+        Fisher(),
+        L1Sparse(),
+        Scrub(),
+        BadTeacher(),
+        BoundaryShrink(),
+        BoundaryExpansion(),
+        Unsir(),
+        Lcodec(),
+        SalUn(),
+        Sisa(),
+        HeadReset(),
+        RowReplacement(),
     )
 }
 
@@ -43,15 +70,33 @@ def method(name: str) -> Method:
 
 __all__ = [
     "METHODS",
+    "BadTeacher",
+    "BoundaryExpansion",
+    "BoundaryShrink",
+    "CoUn",
+    "ContrastiveCoUn",
     "ContrastiveUnlearning",
     "Descent",
+    "Finetune",
+    "Fisher",
+    "GradientAscent",
+    "HeadReset",
+    "L1Sparse",
+    "Lcodec",
     "Method",
+    "NegGradPlus",
     "Original",
     "Outcome",
+    "RandomRelabel",
     "Range",
     "Request",
     "Retrain",
+    "RowReplacement",
+    "SalUn",
+    "Scrub",
+    "Sisa",
     "Training",
+    "Unsir",
     "cross_entropy_of",
     "forgotten",
     "method",

@@ -1,4 +1,4 @@
-"""Contrastive unlearning in the geometry of the model, alone and with CoUn's module; CoUn itself."""
+"""Contrastive unlearning in the geometry of the model, and its stopping rules."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from hacore import losses
 from hacore.data import Pair
 from hacore.evaluate import accuracy
 from hacore.models import Classifier
+from hacore.train import EpochSource
 from hacore.unlearning.base import Descent, Outcome, Range, Request
 
 
@@ -62,16 +63,26 @@ class ContrastiveUnlearning(Descent):
     def answer(self, request: Request) -> Outcome:
         done = forgotten(request, self.stop_at)
 
-        def loss(model: Classifier, pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
-            z = model.embed(torch.cat([pair.forget.images, pair.retain.images]))
-            z_forget, z_retain = z.split([len(pair.forget.images), len(pair.retain.images)])
-            ul = losses.contrastive_unlearning(
-                z_forget, pair.forget.labels, z_retain, pair.retain.labels, model.space, self.temperature
-            )
-            ce = cross_entropy(model.logits(z_retain), pair.retain.labels)
-            return self.weight_ul * ul + self.weight_ce * ce, {"unlearning": ul, "cross-entropy": ce}
-
         def stop(model: Classifier, step: int) -> bool:
             return step % self.omega == 0 and done(model)
 
-        return self.descend(request, self.pairs(request, self.omega), loss, stop=stop)
+        return self.descend(request, self.batches(request), self.loss, stop=stop)
+
+    def batches(self, request: Request) -> EpochSource:
+        """Forget batches, each with its retain batches."""
+        return self.pairs(request, self.omega)
+
+    def loss(self, model: Classifier, batch: Pair) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a pair of batches (Eq. 7), and its parts."""
+        z = model.embed(torch.cat([batch.forget.images, batch.retain.images]))
+        return self.of_points(model, batch, *z.split([len(batch.forget.images), len(batch.retain.images)]))
+
+    def of_points(
+        self, model: Classifier, batch: Pair, z_forget: Tensor, z_retain: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, when the points of the images are known."""
+        ul = losses.contrastive_unlearning(
+            z_forget, batch.forget.labels, z_retain, batch.retain.labels, model.space, self.temperature
+        )
+        ce = cross_entropy(model.logits(z_retain), batch.retain.labels)
+        return self.weight_ul * ul + self.weight_ce * ce, {"unlearning": ul, "cross-entropy": ce}

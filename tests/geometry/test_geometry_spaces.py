@@ -143,6 +143,35 @@ def test_euclidean_similarities(kind, expected):
     assert geometry.max_radius == math.inf
 
 
+def test_cosine_gradient_is_that_of_the_formula_and_0_at_a_zero_vector():
+    g = torch.Generator().manual_seed(0)
+    x, y, weights = (torch.randn(n, m, generator=g, dtype=torch.float64) for n, m in ((4, 3), (5, 3), (4, 5)))
+    geometry = Euclidean()
+    points = x.requires_grad_(), y.requires_grad_()
+    formula = F.cosine_similarity(x[:, None], y[None], dim=-1)
+    ours, theirs = (torch.autograd.grad(s, points, weights) for s in (geometry.similarity(*points), formula))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(geometry.similarity, points)
+    x = torch.zeros(1, 3, requires_grad=True)
+    geometry.similarity(x, y.detach().float()).sum().backward()
+    assert torch.equal(x.grad, torch.zeros(1, 3))
+
+
+@names
+def test_similarity_has_minus_the_gradient_of_the_distance(name):
+    geometry = space(name, 0.7, learnable=True)
+    if name == "euclidean":
+        geometry.kind = "distance"
+    x, y = (geometry.random(n, 3, generator=torch.Generator().manual_seed(n)).detach() for n in (4, 5))
+    x.requires_grad_()
+    y.requires_grad_()
+    weights = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    inputs = (x, y, geometry.theta)
+    similarity = torch.autograd.grad(geometry.similarity(x, y), inputs, weights, allow_unused=True)
+    distance = torch.autograd.grad(geometry.pairwise(x, y), inputs, -weights, allow_unused=True)
+    torch.testing.assert_close([*filter(torch.is_tensor, similarity)], [*filter(torch.is_tensor, distance)])
+
+
 @names
 def test_geoopt_optimises_parameters_on_the_manifold(name):
     """Riemannian Adam takes points to their targets and never leaves the manifold."""
