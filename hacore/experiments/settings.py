@@ -126,7 +126,8 @@ def tuned(run: Run) -> Method:
     chosen = method(run.method)
     if isinstance(chosen, Descent):
         chosen = replace(chosen, **UNLEARNING.get(run.profile, {}).get(run.method, {}))
-        chosen = replace(chosen, batch_size=BATCHES.get(run.profile, chosen.batch_size))
+        share = SHARES.get(run.profile, chosen.retain_share)
+        chosen = replace(chosen, batch_size=BATCHES.get(run.profile, chosen.batch_size), retain_share=share)
     found = _tuned_values(TUNED / f"{run.scenario}-{run.data}-{run.profile}-{run.recipe}.json")
     return replace(chosen, **found.get(f"{run.space} {run.lift} {run.method}", {}))
 
@@ -198,6 +199,8 @@ PROFILES: dict[str, dict[str, Callable[[str], Settings]]] = {
 }
 # Images per unlearning step, where the profile's data are fewer than the papers'.
 BATCHES = {"quick": 32}
+# Of the retain images, those that methods walk over: unlearning is to cost a small part of retraining.
+SHARES = {"standard": 0.25}
 # What else a profile sets for a method, before the tuned values.
 UNLEARNING: dict[str, dict[str, dict[str, Any]]] = {"quick": {"contrastive-unlearning": {"epochs": 20}}}
 

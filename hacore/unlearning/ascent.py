@@ -63,7 +63,7 @@ class NegGradPlus(Descent):
         if not 0 <= self.alpha <= 1:
             raise HacoreError(f"alpha is {self.alpha}; it is a share, choose it in [0, 1]")
         split = request.split
-        retain, forget = (len(self.over(request, part)) for part in (split.retain, split.forget))
+        retain, forget = (len(self.over(request, part)) for part in (self.retained(request), split.forget))
         return self.descend(request, self.pairs(request, max(1, round(retain / forget))), self.loss)
 
     def loss(self, model: Classifier, batch: Pair) -> tuple[Tensor, dict[str, Tensor]]:

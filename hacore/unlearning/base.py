@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hacore.data import Augment, Batch, Batches, Dataset, PairedBatches, Split
+from hacore.data.dataset import generator
 from hacore.errors import HacoreError
 from hacore.models import Classifier
 from hacore.train import EpochSource, Fit, TrainConfig, fit
@@ -104,6 +106,7 @@ class Descent(Method):
     lr: float = 0.01
     epochs: int = 1
     batch_size: int = 64  # images a step; of each part where a step sees retain and forget images
+    retain_share: float = 1.0  # of the retain images, drawn once: those an epoch over them visits
 
     search: ClassVar[dict[str, Range]] = {"lr": Range(1e-4, 1e-1)}
 
@@ -115,6 +118,21 @@ class Descent(Method):
             precision=training.precision, seed=training.seed,
         )  # fmt: skip
         return replace(config, **changes)
+
+    def retained(self, request: Request) -> Int64[Tensor, "k"]:
+        """The retain images that an epoch over them visits: ``retain_share`` of them, the same in every epoch.
+
+        Raises:
+            HacoreError: if the share is not in (0, 1].
+        """
+        retain = request.split.retain
+        if not 0 < self.retain_share <= 1:
+            raise HacoreError(f"the share of retain images is {self.retain_share}; choose it in (0, 1]")
+        if self.retain_share == 1:
+            return retain
+        count = max(1, round(self.retain_share * len(retain)))
+        order = torch.randperm(len(retain), generator=generator(request.training.loop.seed, "retain share"))
+        return retain[order[:count].to(retain.device)].sort().values
 
     def over(self, request: Request, index: Int64[Tensor, "k"], labels: Tensor | None = None) -> Batches:
         """Batches of the training images in ``index``, augmented as in training.

@@ -76,9 +76,9 @@ class CoUn(Descent):
     }
 
     def answer(self, request: Request) -> Outcome:
-        split, seed = request.split, request.training.loop.seed
+        split, retain, seed = request.split, self.retained(request), request.training.loop.seed
         first, second = (
-            Batches(request.dataset.train_images, split.labels, split.retain, self.batch_size, seed, augment)
+            Batches(request.dataset.train_images, split.labels, retain, self.batch_size, seed, augment)
             for augment in _augmentations(request)
         )
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from hacore.data import Batch
-from hacore.data.dataset import generator
 from hacore.errors import HacoreError
 from hacore.models import Classifier
 from hacore.train import EpochSource
@@ -118,7 +117,7 @@ class Scrub(Descent):
             raise HacoreError(f"the temperature is {self.temperature}; it must be positive")
         teacher, split = _teacher(request.model), request.split
         batches = Rounds(
-            self.over(request, split.forget), self.over(request, split.retain),
+            self.over(request, split.forget), self.over(request, self.retained(request)),
             self.epochs, self.rounds, self.msteps,
         )  # fmt: skip
 
@@ -159,22 +158,18 @@ class BadTeacher(Descent):
 
     lr: float = 1e-4
     batch_size: int = 256
-    share: float = 0.3  # of the retain images that are used
+    retain_share: float = 0.3
     temperature: float = 1.0
 
     search: ClassVar[dict[str, Range]] = {"lr": Range(1e-4, 1e-2), "temperature": Range(0.5, 5.0)}
 
     def answer(self, request: Request) -> Outcome:
-        if not 0 < self.share <= 1:
-            raise HacoreError(f"the share of retain images is {self.share}; choose it in (0, 1]")
         if not self.temperature > 0:
             raise HacoreError(f"the temperature is {self.temperature}; it must be positive")
-        split, seed = request.split, request.training.loop.seed
+        split = request.split
         good = _teacher(request.model)
         bad, cost = timed(lambda: _teacher(request.fresh(split.retain)), request.model)
-        order = torch.randperm(len(split.retain), generator=generator(seed, "bad teacher"))
-        some = order[: max(1, round(self.share * len(order)))].to(split.retain.device)
-        index = torch.cat([split.forget, split.retain[some]])
+        index = torch.cat([split.forget, self.retained(request)])
         forget = torch.zeros_like(split.labels)
         forget[split.forget] = 1
 

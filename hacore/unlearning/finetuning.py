@@ -50,7 +50,7 @@ class Finetune(Descent):
     search: ClassVar[dict[str, Range]] = {"lr": Range(1e-3, 1e-1)}
 
     def answer(self, request: Request) -> Outcome:
-        batches = self.over(request, request.split.retain)
+        batches = self.over(request, self.retained(request))
         return self.descend(request, batches, cross_entropy_of, freeze_norm=False)
 
 
@@ -100,7 +100,7 @@ class L1Sparse(Descent):
     def answer(self, request: Request) -> Outcome:
         if not self.gamma >= 0:
             raise HacoreError(f"gamma is {self.gamma}; a penalty on the weights needs gamma of 0 or more")
-        batches = Annealed(self.over(request, request.split.retain), self.gamma, self.epochs)
+        batches = Annealed(self.over(request, self.retained(request)), self.gamma, self.epochs)
         return self.descend(request, batches, self.loss, freeze_norm=False)
 
     @staticmethod
@@ -126,7 +126,7 @@ class HeadReset(Descent):
 
     def answer(self, request: Request) -> Outcome:
         model, cost = timed(lambda: self.reset(request), request.model)
-        batches = self.over(request, request.split.retain)
+        batches = self.over(request, self.retained(request))
         done = self.descend(request, batches, cross_entropy_of, model, freeze_norm=False)
         return replace(done, fit=combined(cost, done.fit))
 

@@ -74,7 +74,7 @@ class RandomRelabel(Descent):
     search: ClassVar[dict[str, Range]] = {"lr": Range(1e-3, 1e-1)}
 
     def answer(self, request: Request) -> Outcome:
-        everything = torch.cat([request.split.retain, request.split.forget])
+        everything = torch.cat([self.retained(request), request.split.forget])
         return self.descend(request, self.over(request, everything, random_labels(request)), cross_entropy_of)
 
 
@@ -108,7 +108,7 @@ class SalUn(RandomRelabel):
             parameters[name].register_hook(lambda gradient, mask=mask: gradient.masked_fill(~mask, 0))
             for name, mask in masks.items()
         ]
-        everything = torch.cat([request.split.retain, request.split.forget])
+        everything = torch.cat([self.retained(request), request.split.forget])
         batches = self.over(request, everything, random_labels(request))
         try:
             done = self.descend(request, batches, cross_entropy_of, model)

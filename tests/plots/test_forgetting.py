@@ -1,13 +1,17 @@
 """The chapter's figures put the right point, colour and label in the right place."""
 
+import itertools
+
 import matplotlib.colors as mcolors
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.markers import MarkerStyle
 
 from hacore.errors import HacoreError
 from hacore.plots import Panel, embeddings, plane, traces
-from hacore.plots.forgetting import FORGET, METHOD_MARKERS, SPACE_COLOURS
+from hacore.plots.forgetting import FORGET
+from hacore.plots.looks import METHOD_LOOKS, SPACE_COLOURS
 from hacore.results import interval
 
 RUNS = {
@@ -33,7 +37,7 @@ def test_plane_puts_each_method_at_its_means_with_its_interval():
     for (space, method), (x, y) in RUNS.items():
         point, _, (horizontal, vertical) = drawn[f"{space} {method}"]
         assert point.get_xydata().tolist() == [pytest.approx([np.mean(x), np.mean(y)])]
-        assert point.get_marker() == METHOD_MARKERS[method]
+        assert point.get_marker() == METHOD_LOOKS[method][0]
         assert mcolors.same_color(point.get_color(), SPACE_COLOURS[space])
         for bar, values, axis in ((horizontal, x, 0), (vertical, y, 1)):
             ends = [end[axis] for end in bar.get_segments()[0]]
@@ -57,9 +61,94 @@ def test_plane_marks_the_reference_and_every_run():
 
 def test_plane_shows_one_run_without_an_interval_and_methods_it_does_not_know():
     one = frame().head(1).assign(method="a new method", space="a new space")
-    figure = plane(one)
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["a new space", "a new method"]
+    axes = plane(one).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["a new method"]
+    (container,) = axes.containers
+    assert container[0].get_xydata().tolist() == [[98.0, 95.0]]
+    assert all(len(segment) == 0 for bars in container[2] for segment in bars.get_segments())
+
+
+def many():
+    """All methods in one geometry, half of them close together."""
+    places = np.random.default_rng(0).uniform(0, 1, (len(METHOD_LOOKS), 2))
+    places[::2] *= 0.1
+    rows = [
+        {
+            "space": "euclidean",
+            "method": m,
+            "forget_test_accuracy": 80 * f,
+            "retain_test_accuracy": 60 + 20 * r,
+        }
+        for m, (f, r) in zip(METHOD_LOOKS, places, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def crossings(axes):
+    """Pairs of texts that overlap, and texts that leave the axes."""
+    axes.figure.draw_without_rendering()
+    renderer = axes.figure.canvas.get_renderer()
+    boxes = {t.get_text(): t.get_window_extent(renderer) for t in axes.texts if t.get_text()}
+    frame = axes.get_window_extent(renderer)
+    pairs = [(a, b) for a, b in itertools.combinations(boxes, 2) if boxes[a].overlaps(boxes[b])]
+    return pairs, [name for name, box in boxes.items() if box.x0 < frame.x0 - 2 or box.x1 > frame.x1 + 2]
+
+
+def test_plane_names_every_method_beside_its_point_without_overlaps():
+    figure = plane(many())
+    (axes,) = figure.axes
+    assert not figure.legends
+    assert sorted(t.get_text() for t in axes.texts if t.get_text()) == sorted(METHOD_LOOKS)
+    assert crossings(axes) == ([], [])
+    for container in axes.containers:
+        method = container.get_label().removeprefix("euclidean ")
+        assert mcolors.same_color(container[0].get_color(), METHOD_LOOKS[method][1])
+
+
+def outline(marker):
+    return MarkerStyle(marker).get_path().transformed(MarkerStyle(marker).get_transform()).vertices.tolist()
+
+
+def test_plane_without_labels_has_a_legend_of_methods_in_their_colours():
+    figure = plane(many(), labels=False)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(METHOD_LOOKS)
+    for key, (marker, colour) in zip(figure.legends[0].get_lines(), METHOD_LOOKS.values(), strict=True):
+        assert outline(key.get_marker()) == outline(marker)
+        assert key.get_color() == colour
+
+
+def test_plane_of_several_geometries_keys_spaces_by_colour_and_methods_by_marker():
+    figure = plane(frame())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "euclidean", "poincare", "original", "retrain", "contrastive-unlearning",
+    ]  # fmt: skip
+
+
+def test_plane_zooms_to_the_reference_and_names_each_method_once():
+    runs = many()
+    runs.loc[runs["method"] == "retrain", ["forget_test_accuracy", "retain_test_accuracy"]] = (30.0, 70.0)
+    whole, zoomed = plane(runs, zoom=5).axes
+    assert zoomed.get_xlim() == pytest.approx((25, 35))
+    assert zoomed.get_ylim() == pytest.approx((65, 75))
+    (square,) = whole.patches
+    assert (*square.get_xy(), square.get_width(), square.get_height()) == pytest.approx((25, 65, 10, 10))
+    names = [{t.get_text() for t in axes.texts} - {""} for axes in (whole, zoomed)]
+    near = runs["forget_test_accuracy"].between(25, 35) & runs["retain_test_accuracy"].between(65, 75)
+    assert names[1] == set(runs.loc[near, "method"])
+    assert names[0] == set(runs.loc[~near, "method"])
+
+
+def test_plane_does_not_zoom_beyond_what_accuracies_can_be():
+    runs = many()
+    runs.loc[runs["method"] == "retrain", ["forget_test_accuracy", "retain_test_accuracy"]] = (0.0, 99.0)
+    zoomed = plane(runs, zoom=10).axes[1]
+    assert zoomed.get_xlim() == pytest.approx((-1.5, 10))
+    assert zoomed.get_ylim() == pytest.approx((89, 101.5))
+
+
+def test_plane_refuses_to_zoom_to_nothing():
+    with pytest.raises(HacoreError, match="no run of 'retrain' to zoom to"):
+        plane(frame()[lambda f: f["method"] == "original"], zoom=5)
 
 
 @pytest.mark.parametrize("bad", [frame().head(0), frame().drop(columns="space")])
@@ -79,6 +168,36 @@ def test_traces_draw_both_accuracies_in_order_and_the_stop():
     assert lines["the rule stops"][0][0] == 4
     assert len(right.lines) == 2
     assert mcolors.same_color(left.lines[0].get_color(), SPACE_COLOURS["lorentz"])
+
+
+def test_traces_draw_more_curves_below_and_name_several_rules_at_their_lines():
+    steps = pd.DataFrame(
+        {
+            "space": "poincare",
+            "step": [0, 8],
+            "forget_train_accuracy": [100.0, 0.0],
+            "retain_test_accuracy": [99.0, 98.0],
+            "attack_logits_auc": [70.0, 55.0],
+        }
+    )
+    rules = {"Eq. 8": 2, "nothing left": 6}
+    above, below = traces(steps, {"poincare": rules}, below=["attack_logits_auc"], level=50).axes
+    assert {text.get_text(): text.xy[0] for text in above.texts} == rules
+    for axes in (above, below):
+        upright = [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1]
+        assert upright == [2, 6]
+    assert below.lines[0].get_xydata().tolist() == [[0, 70], [8, 55]]
+    assert [50, 50] in [list(line.get_ydata()) for line in below.lines]
+    assert below.get_ylabel() == "attack logits AUC (%)"
+    assert below.get_xlabel() == "step"
+
+
+def test_traces_refuse_two_runs_of_one_geometry():
+    rows = pd.DataFrame(
+        {"space": "lorentz", "step": [0, 0], "forget_train_accuracy": 1, "retain_test_accuracy": 1}
+    )
+    with pytest.raises(HacoreError, match="occurs twice"):
+        traces(rows, {})
 
 
 @pytest.mark.parametrize("bad", [frame().head(0), frame()])

@@ -8,6 +8,7 @@ from tiny import tiny_run
 
 from hacore import losses
 from hacore.data import Augment, Batches
+from hacore.errors import HacoreError
 from hacore.evaluate import evaluate
 from hacore.experiments import prepare
 from hacore.geometry import SPACES
@@ -74,3 +75,13 @@ def test_its_module_is_infonce_of_the_two_retain_views(asked):
     torch.testing.assert_close(
         parts["contrast"], losses.info_nce(z, other, model.space, method.temperature), rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_share_of_the_retain_images_is_drawn_once(asked):
+    some = CoUn(retain_share=0.25).retained(asked)
+    retain = asked.split.retain
+    assert len(some) == round(0.25 * len(retain)) and torch.isin(some, retain).all()
+    assert torch.equal(some, CoUn(retain_share=0.25).retained(asked))
+    assert torch.equal(CoUn().retained(asked), retain)
+    with pytest.raises(HacoreError, match="share of retain images is 0.0; choose it in"):
+        CoUn(retain_share=0.0).retained(asked)
