@@ -93,6 +93,19 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--redo", action="store_true", help="do runs again whose record is there")
 
+    shadows = commands.add_parser(
+        "shadows",
+        help="attack each example with shadow models (U-LiRA, KLoM); write one record a method",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_request(shadows)
+    shadows.add_argument("--models", type=int, default=32, help="shadow models (default: 32)")
+    shadows.add_argument("--seed", type=int, default=0, help="seed of the first shadow model (default: 0)")
+    shadows.add_argument(
+        "--shadows", type=Path, default=Path("shadows"), help="folder for records (default: shadows)"
+    )
+
     tune = commands.add_parser(
         "tune",
         help="search the settings of methods on validation images; write one record a search",
@@ -154,6 +167,25 @@ def chosen_runs(arguments: argparse.Namespace, methods: list[str], seeds: Iterab
     )
 
 
+def shadows(arguments: argparse.Namespace) -> None:
+    """Do the shadow-model attacks the arguments ask for and print what they found."""
+    from hacore import experiments
+    from hacore.files import cache_folder
+    from hacore.unlearning import METHODS
+
+    fitting = [name for name, method in METHODS.items() if method.fits(arguments.scenario)]
+    cache = cache_folder() / "trainings"
+    # Methods that share a geometry share their shadow models.
+    shared: dict[str, list[experiments.Run]] = {}
+    for run in chosen_runs(arguments, fitting, [arguments.seed]):
+        shared.setdefault(f"{run.space} {run.lift}", []).append(run)
+    for runs in shared.values():
+        methods = [run.method for run in runs]
+        for record in experiments.shadows(runs[0], methods, arguments.shadows, arguments.models, cache):
+            found = ", ".join(f"{name} {value:.2f}" for name, value in record["metrics"].items())
+            print(f"{record['name']}: {found}")
+
+
 def tune(arguments: argparse.Namespace) -> None:
     """Do the searches the arguments ask for, print the best of each, adopt them if asked to."""
     from hacore import search
@@ -195,6 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "run":
             run(arguments)
+        elif arguments.command == "shadows":
+            shadows(arguments)
         elif arguments.command == "tune":
             tune(arguments)
         else:

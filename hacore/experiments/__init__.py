@@ -14,6 +14,7 @@ from hacore.experiments.settings import (
     profile,
     tuned,
 )
+from hacore.experiments.shadows import shadow_splits, shadows
 
 __all__ = [
     "CODE",
@@ -32,5 +33,7 @@ __all__ = [
     "profile",
     "run",
     "run_grid",
+    "shadow_splits",
+    "shadows",
     "tuned",
 ]
