@@ -149,3 +149,13 @@ def test_tuned_values_replace_the_defaults(tmp_path, monkeypatch):
     chosen, other = Run().resolved().unlearning, Run(space="lorentz").resolved().unlearning
     assert (chosen.lr, chosen.omega) == (0.02, 2)
     assert other.omega == 4
+
+
+def test_flops_of_a_training_are_those_the_loop_counts():
+    run = tiny_run(method="original")
+    request = prepare(run)
+    images = len(request.split.retain) + len(request.split.forget)
+    # The loop counts the head too: a matrix product of 32 x 10, forward, and backward to both factors.
+    head = 3 * 2 * 32 * 10 * images * run.resolved().training.loop.epochs
+    estimate = experiments.training_flops(run, images, channels=1, size=8)
+    assert estimate + head == pytest.approx(request.trained.flops, rel=0.02)

@@ -55,6 +55,10 @@ def build(stored: bool) -> int:
     )
     if isinstance(result, Exception):
         raise result
+    # The explorer's script links to records by their names; Sphinx copies only what a page itself links to.
+    for folder in ("results", "shadows", "searches"):
+        if (ROOT / "book" / folder).exists():
+            shutil.copytree(ROOT / "book" / folder, SITE / "book" / folder, dirs_exist_ok=True)
     return result
 
 

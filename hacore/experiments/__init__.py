@@ -3,7 +3,16 @@
 The only place that puts data, model, method and evaluation together.
 """
 
-from hacore.experiments.perform import Prepared, build, checkpoint, grid, prepare, run, run_grid
+from hacore.experiments.perform import (
+    Prepared,
+    build,
+    checkpoint,
+    grid,
+    prepare,
+    run,
+    run_grid,
+    training_flops,
+)
 from hacore.experiments.provenance import CODE, COMMIT, environment
 from hacore.experiments.settings import (
     PROFILES,
@@ -35,5 +44,6 @@ __all__ = [
     "run_grid",
     "shadow_splits",
     "shadows",
+    "training_flops",
     "tuned",
 ]

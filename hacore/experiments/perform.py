@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from hacore import data, results, train
@@ -164,6 +165,21 @@ def run(run: Run, prepared: Request | Prepared | None = None, cache: Path | None
         "environment": environment(),
         "command": run.command,
     }
+
+
+def training_flops(run: Run, images: int = 45_000, channels: int = 3, size: int = 32) -> float:
+    """FLOPs of one training of a run's encoder, forward and backward; nothing is computed, no data read.
+
+    Args:
+        run: whose encoder, batch size and epochs count.
+        images: how many it trains on; 45,000 are those of CIFAR-10 or CIFAR-100 without validation.
+        channels, size: of the images, ``size`` in pixels a side.
+    """
+    settings = run.resolved()
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        body = encoder(settings.encoder, channels=channels, dim=settings.dim)
+        body(torch.empty(2, channels, size, size)).sum().backward()
+    return counter.get_total_flops() / 2 * images * settings.training.loop.epochs
 
 
 def grid(
