@@ -28,7 +28,7 @@ def flat_request():
 
 @pytest.fixture(scope="module")
 def samples_request():
-    return prepare(tiny_run(scenario="random-samples", forget=20))
+    return prepare(tiny_run(scenario="random-samples", forget=20, recipe="memorising"))
 
 
 def answer(name, **fields):
@@ -98,7 +98,7 @@ def test_without_the_pull_the_class_stays(request_):
 
 
 def test_random_samples_stop_at_validation_accuracy(samples_request):
-    outcome = answer(CU, scenario="random-samples")(samples_request)
+    outcome = answer(CU, scenario="random-samples", recipe="memorising")(samples_request)
     scores = evaluate(outcome.model, samples_request.dataset, samples_request.split)
     assert outcome.fit.stopped
     assert scores["forget_train_accuracy"] <= scores["retain_validation_accuracy"]
