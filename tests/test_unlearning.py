@@ -98,7 +98,8 @@ def test_without_the_pull_the_class_stays(request_):
 
 
 def test_random_samples_stop_at_validation_accuracy(samples_request):
-    outcome = answer(CU, scenario="random-samples", recipe="memorising")(samples_request)
+    method = replace(answer(CU, scenario="random-samples", recipe="memorising"), lr=0.01, weight_ul=1.0)
+    outcome = method(samples_request)
     scores = evaluate(outcome.model, samples_request.dataset, samples_request.split)
     assert outcome.fit.stopped
     assert scores["forget_train_accuracy"] <= scores["retain_validation_accuracy"]
