@@ -6,15 +6,19 @@ from torch import Tensor, nn
 
 from hacore.data import as_float
 from hacore.errors import HacoreError
-from hacore.evaluate.outputs import BATCH, Outputs
+from hacore.evaluate.outputs import BATCH, Outputs, autocast
 
 
 @torch.no_grad()
 def logits(
-    model: nn.Module, images: UInt8[Tensor, "n c h w"], index: Int[Tensor, "k"] | None = None
+    model: nn.Module,
+    images: UInt8[Tensor, "n c h w"],
+    index: Int[Tensor, "k"] | None = None,
+    precision: str = "no",
 ) -> Float[Tensor, "k classes"]:
     """Logits of ``images[index]`` (all images when ``index`` is None), in evaluation mode.
 
+    ``precision`` is that of the encoder, as in training: "no", "bf16" or "fp16".
     The model's training or evaluation mode is as before afterwards, layer by layer.
     """
     if index is None:
@@ -23,7 +27,8 @@ def logits(
         raise HacoreError("there are no images to evaluate; check the split")
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    out = torch.cat([model(as_float(images[part])) for part in index.split(BATCH)])
+    with autocast(images.device, precision):
+        out = torch.cat([model(as_float(images[part])) for part in index.split(BATCH)])
     for module, training in modes:
         module.training = training
     return out
@@ -34,9 +39,10 @@ def accuracy(
     images: UInt8[Tensor, "n c h w"],
     labels: Int[Tensor, "n"],
     index: Int[Tensor, "k"] | None = None,
+    precision: str = "no",
 ) -> float:
     """Share of ``images[index]`` whose largest logit is their label, in percent."""
-    return correct(logits(model, images, index), labels if index is None else labels[index])
+    return correct(logits(model, images, index, precision), labels if index is None else labels[index])
 
 
 def correct(logits: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> float:

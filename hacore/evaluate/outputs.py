@@ -64,13 +64,18 @@ def outputs(
     classifier: Any = model
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    with torch.autocast(images.device.type, dtype, enabled=precision != "no"):
+    with autocast(images.device, precision):
         points = torch.cat([classifier.embed(as_float(images[part])) for part in index.split(BATCH)])
     out = Outputs(points, classifier.space.log0(points), classifier.logits(points), labels[index])
     for module, training in modes:
         module.training = training
     return out
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which encoders compute in ``precision``, as in training: "no", "bf16" or "fp16"."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "no")
 
 
 def parts(dataset: Dataset, split: Split) -> dict[str, tuple[Tensor, Tensor, Tensor]]:

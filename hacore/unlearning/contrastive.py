@@ -10,10 +10,13 @@ from torch.nn.functional import cross_entropy
 
 from hacore import losses
 from hacore.data import Pair
+from hacore.data.dataset import generator
 from hacore.evaluate import accuracy
 from hacore.models import Classifier
 from hacore.train import EpochSource
 from hacore.unlearning.base import Descent, Outcome, Range, Request
+
+LOOKED = 500  # images of a part that the stopping rules look at
 
 
 def forgotten(request: Request, percent: float | None = None) -> Callable[[Classifier], bool]:
@@ -22,16 +25,26 @@ def forgotten(request: Request, percent: float | None = None) -> Callable[[Class
     For forgotten classes (Eq. 8), stop once accuracy on their validation images is at most
     :math:`1/C`, or ``percent`` where given; for random samples (Eq. 9), once accuracy on the forget
     images is at most that on validation images. The paper reads both from the test split; we do not.
+
+    It is asked every few steps, so it looks at no more than 500 images of a part, drawn once, in the
+    precision of training.
     """
-    data, split = request.dataset, request.split
+    data, split, training = request.dataset, request.split, request.training.loop
+
+    def some(index: Tensor, name: str) -> Tensor:
+        order = torch.randperm(len(index), generator=generator(training.seed, "stop", name))
+        return index[order[:LOOKED].to(index.device)]
+
+    validation, forget = some(split.validation, "validation"), some(split.forget, "forget")
+    aside = some(split.validation_forget, "validation_forget")
 
     def measured(model: Classifier, index: Tensor) -> float:
-        return accuracy(model, data.train_images, split.labels, index)
+        return accuracy(model, data.train_images, split.labels, index, training.precision)
 
     if split.forget_classes:
         bound = 100 / len(data.classes) if percent is None else percent
-        return lambda model: measured(model, split.validation_forget) <= bound
-    return lambda model: measured(model, split.forget) <= measured(model, split.validation)
+        return lambda model: measured(model, aside) <= bound
+    return lambda model: measured(model, forget) <= measured(model, validation)
 
 
 @dataclass(frozen=True, kw_only=True)
