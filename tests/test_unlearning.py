@@ -91,7 +91,7 @@ def test_contrastive_unlearning_keeps_batch_statistics(request_):
 
 def test_without_the_pull_the_class_stays(request_):
     settings = answer(CU, space=request_.model.space.name)
-    outcome = replace(settings, weight_ul=0.0, epochs=2)(request_)
+    outcome = replace(settings, weight_ul=0.0, epochs=2, lr=0.003)(request_)
     assert not outcome.fit.stopped
     scores = evaluate(outcome.model, request_.dataset, request_.split)
     assert scores["forget_validation_accuracy"] > 50
