@@ -52,7 +52,7 @@ def contrastive_unlearning(
         HacoreError: if a batch is empty, labels do not match points, or ``temperature <= 0``.
 
     Source: :cite:t:`lee2024contrastive`, Eq. 5 (with positives) and Eq. 6 (without); derived in
-    the chapter *Forgetting one class*.
+    the chapter *Contrastive unlearning*.
     """
     if len(z_forget) == 0 or len(z_retain) == 0:
         raise HacoreError(
