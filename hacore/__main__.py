@@ -1,4 +1,4 @@
-"""The command line: ``hacore run``, ``hacore tune``, ``hacore results``."""
+"""The command line: ``hacore run``, ``hacore shadows``, ``hacore tune``, ``hacore results``."""
 
 import argparse
 import os
@@ -35,7 +35,7 @@ def number(text: str) -> int | float:
 
 
 def add_request(command: argparse.ArgumentParser) -> None:
-    """What ``run`` and ``tune`` share: which request to forget, answered by what, in which geometry."""
+    """What ``run``, ``shadows`` and ``tune`` share: which request to forget, answered by what, in which geometry."""
     command.add_argument("scenario", help="what is forgotten: single-class or random-samples")
     command.add_argument(
         "--data", default="digits", help="digits, cifar10, cifar100 or svhn (default: digits)"

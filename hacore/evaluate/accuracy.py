@@ -4,9 +4,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from hacore.data import as_float
-from hacore.errors import HacoreError
-from hacore.evaluate.outputs import BATCH, Outputs, autocast
+from hacore.evaluate.outputs import Outputs, in_batches
 
 
 @torch.no_grad()
@@ -23,15 +21,7 @@ def logits(
     """
     if index is None:
         index = torch.arange(len(images), device=images.device)
-    if len(index) == 0:
-        raise HacoreError("there are no images to evaluate; check the split")
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    with autocast(images.device, precision):
-        out = torch.cat([model(as_float(images[part])) for part in index.split(BATCH)])
-    for module, training in modes:
-        module.training = training
-    return out
+    return in_batches(model, model, images, index, precision)
 
 
 def accuracy(

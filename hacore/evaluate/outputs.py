@@ -1,5 +1,7 @@
 """What a model makes of images: points, tangent vectors and logits from one pass, which all measures share."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -59,23 +61,41 @@ def outputs(
     Raises:
         HacoreError: if there are no images.
     """
+    classifier: Any = model
+    points = in_batches(model, classifier.embed, images, index, precision)
+    with evaluating(model):
+        return Outputs(points, classifier.space.log0(points), classifier.logits(points), labels[index])
+
+
+def in_batches(
+    model: nn.Module,
+    function: Callable[[Tensor], Tensor],
+    images: UInt8[Tensor, "n c h w"],
+    index: Int[Tensor, "k"],
+    precision: str,
+) -> Float[Tensor, "k *rest"]:
+    """What ``function``, of ``model`` in evaluation mode, makes of ``images[index]``; the mode is kept.
+
+    ``precision`` is that of the encoder, as in training: "no", "bf16" or "fp16".
+
+    Raises:
+        HacoreError: if there are no images.
+    """
     if len(index) == 0:
         raise HacoreError("there are no images to evaluate; check the split")
-    classifier: Any = model
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    with evaluating(model), torch.autocast(images.device.type, dtype, enabled=precision != "no"):
+        return torch.cat([function(as_float(images[part])) for part in index.split(BATCH)])
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards training or evaluation mode is as before, layer by layer."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    with autocast(images.device, precision):
-        points = torch.cat([classifier.embed(as_float(images[part])) for part in index.split(BATCH)])
-    out = Outputs(points, classifier.space.log0(points), classifier.logits(points), labels[index])
+    yield
     for module, training in modes:
         module.training = training
-    return out
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which encoders compute in ``precision``, as in training: "no", "bf16" or "fp16"."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision != "no")
 
 
 def parts(dataset: Dataset, split: Split) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
