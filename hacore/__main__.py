@@ -56,7 +56,7 @@ def add_request(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--recipe",
         default="generalising",
-        help="training: generalising or memorising (default: generalising)",
+        help="training: generalising or memorising; simclr or moco without labels (default: generalising)",
     )
     command.add_argument(
         "--method", default="all", help="a method, several with commas, or all (default: all)"
@@ -133,11 +133,10 @@ def run(arguments: argparse.Namespace) -> None:
     # torch and the rest of the package take seconds to import: not for `hacore --help`.
     from hacore import experiments
     from hacore.files import cache_folder
-    from hacore.unlearning import METHODS
 
     if arguments.seeds < 1:
         raise HacoreError(f"--seeds is how many seeds to run, at least 1, not {arguments.seeds}")
-    fitting = [name for name, method in METHODS.items() if method.fits(arguments.scenario)]
+    fitting = fitting_methods(arguments)
     seeds = range(arguments.seeds) if arguments.seed is None else [arguments.seed]
     runs = chosen_runs(arguments, fitting, seeds)
     cache = cache_folder() / "trainings"
@@ -145,6 +144,21 @@ def run(arguments: argparse.Namespace) -> None:
         pass
     names = {one.name for one in runs}
     print_table(arguments.results, names)
+
+
+def model_kind(arguments: argparse.Namespace) -> str:
+    """The kind of model that the recipe trains."""
+    from hacore.models import CONTRASTIVE
+
+    return arguments.recipe if arguments.recipe in CONTRASTIVE else "classifier"
+
+
+def fitting_methods(arguments: argparse.Namespace) -> list[str]:
+    """The methods that answer the scenario for the kind of model that the recipe trains."""
+    from hacore.unlearning import METHODS
+
+    kind = model_kind(arguments)
+    return [name for name, method in METHODS.items() if method.fits(arguments.scenario, kind)]
 
 
 def chosen_runs(arguments: argparse.Namespace, methods: list[str], seeds: Iterable[int]) -> "list[Run]":
@@ -171,9 +185,8 @@ def shadows(arguments: argparse.Namespace) -> None:
     """Do the shadow-model attacks the arguments ask for and print what they found."""
     from hacore import experiments
     from hacore.files import cache_folder
-    from hacore.unlearning import METHODS
 
-    fitting = [name for name, method in METHODS.items() if method.fits(arguments.scenario)]
+    fitting = fitting_methods(arguments)
     cache = cache_folder() / "trainings"
     # Methods that share a geometry share their shadow models.
     shared: dict[str, list[experiments.Run]] = {}
@@ -193,7 +206,7 @@ def tune(arguments: argparse.Namespace) -> None:
 
     if arguments.trials < 1:
         raise HacoreError(f"--trials is how many settings to try, at least 1, not {arguments.trials}")
-    runs = chosen_runs(arguments, search.searched(arguments.scenario), [search.SEED])
+    runs = chosen_runs(arguments, search.searched(arguments.scenario, model_kind(arguments)), [search.SEED])
     cache = cache_folder() / "trainings"
     for record in search.search_all(runs, arguments.trials, arguments.searches, cache):
         print(search.summary(record))

@@ -19,17 +19,23 @@ from torch import nn
 from tqdm import tqdm
 
 from hacore import train
+from hacore.data import Augment
 from hacore.errors import HacoreError
 from hacore.evaluate import logits
 from hacore.evaluate.accuracy import correct
+from hacore.evaluate.alignment import view_agreement, views
+from hacore.evaluate.attacks import auc
+from hacore.evaluate.probing import probe
 from hacore.experiments import Run, environment, prepare, settings
 from hacore.files import write_text
+from hacore.models import ContrastiveEncoder
 from hacore.unlearning import METHODS, Method, Range, Request
 
 SCHEMA = 1
 SEED = 100  # of data, weights and sampler; reported runs count their seeds from 0 and stay below
 TRIALS = 20
 STARTUP = 8  # trials before the sampler builds on what it has seen
+VIEWS = 10  # of each image, whose agreement gives members away
 DIGITS = 3  # significant ones of a value that is tried
 OBJECTIVE = {
     "single-class": (
@@ -39,6 +45,10 @@ OBJECTIVE = {
     "random-samples": (
         "minimise max(0, the original's accuracy on validation images - the model's) + |accuracy on forget "
         "images - accuracy on validation images|, in percentage points"
+    ),
+    "without labels": (
+        "minimise max(0, the original's linear-probe accuracy on validation images - the model's) + |AUC of "
+        "forget against validation images by the agreement of their views - 50|, in percentage points"
     ),
 }
 # What a record must hold to be resumed or adopted, with its type.
@@ -56,30 +66,45 @@ def name(run: Run) -> str:
     )
 
 
-def searched(scenario: str) -> list[str]:
-    """The methods that answer a scenario and have something to search."""
-    return [key for key, value in METHODS.items() if value.search and value.fits(scenario)]
+def searched(scenario: str, kind: str = "classifier") -> list[str]:
+    """The methods that answer a scenario for such models and have something to search."""
+    return [key for key, value in METHODS.items() if value.search and value.fits(scenario, kind)]
 
 
 def measure(model: nn.Module, request: Request) -> dict[str, float]:
     """Accuracy in percent on validation, forget and (of forgotten classes) validation_forget images.
 
-    Scored against the labels that training saw, noise included; no test image is read.
+    Scored against the labels that training saw, noise included; no test image is read. Of an encoder that
+    learnt without labels, accuracy is that of a linear probe of the retain images, and ``membership`` is the
+    AUC, in percent, of forget against validation images by the agreement of their views.
 
     Raises:
         HacoreError: if a logit is not finite.
     """
-    split = request.split
+    data, split, training = request.dataset, request.split, request.training
+    membership = {}
+    if isinstance(model, ContrastiveEncoder):
+        augment = Augment(training.augment, training.loop.seed)
+        forget, unseen = (
+            view_agreement(
+                views(model, data.train_images, index, augment, VIEWS, training.loop.precision), model.space
+            )
+            for index in (split.forget, split.validation)
+        )
+        membership["membership"] = auc(forget, unseen)
+        model = probe(
+            model, data.train_images, split.labels, split.retain, len(data.classes), training.loop.precision
+        )
     parts = {"validation": split.validation, "forget": split.forget}
     if split.forget_classes:
         parts["validation_forget"] = split.validation_forget
     found = {}
     for part, index in parts.items():
-        out = logits(model, request.dataset.train_images, index)
+        out = logits(model, data.train_images, index)
         if not out.isfinite().all():
             raise HacoreError(f"the logits of the {part} images are not finite; choose smaller steps")
         found[part] = correct(out, split.labels[index])
-    return found
+    return found | membership
 
 
 def objective(model: dict[str, float], original: dict[str, float]) -> float:
@@ -89,13 +114,17 @@ def objective(model: dict[str, float], original: dict[str, float]) -> float:
     and accuracy :math:`u_v` on validation images of forgotten classes, of :func:`measure`:
 
     .. math:: \max(0, v_0 - v) + \begin{cases} (u + u_v) / 2 & \text{for classes}\\ |u - v| & \text{for samples}
+        \\ |a - 50| & \text{without labels}
         \end{cases}
 
-    A model that never saw random samples answers them as well as validation images. Retrain is not asked:
+    A model that never saw random samples answers them as well as validation images, and an attacker cannot
+    tell the two by the agreement of their views, of AUC :math:`a`. Retrain is not asked:
     someone who needs to unlearn does not have it.
     """
     lost = max(0.0, original["validation"] - model["validation"])
-    if "validation_forget" in model:
+    if "membership" in model:
+        kept = abs(model["membership"] - 50)
+    elif "validation_forget" in model:
         kept = (model["validation_forget"] + model["forget"]) / 2
     else:
         kept = abs(model["forget"] - model["validation"])
@@ -316,12 +345,12 @@ def _checked(run: Run, trials: int) -> Method:
         raise HacoreError(f"a search has at least 1 trial, not {trials}; the first one is the defaults")
     if not chosen.search:
         raise HacoreError(
-            f"{run.method} has nothing to search; choose one of {', '.join(searched(run.scenario))}"
+            f"{run.method} has nothing to search; choose one of {', '.join(searched(run.scenario, run.kind))}"
         )
-    if not chosen.fits(run.scenario):
+    if not chosen.fits(run.scenario, run.kind):
         raise HacoreError(
-            f"{run.method} forgets whole classes only, so it cannot be searched for {run.scenario}; "
-            "choose another method"
+            f"{run.method} does not answer {run.scenario} for a {run.kind}, so it cannot be searched; choose one "
+            f"of {', '.join(searched(run.scenario, run.kind))}"
         )
     return chosen
 
@@ -336,7 +365,7 @@ def _begin(run: Run, chosen: Method) -> dict[str, Any]:
         "settings": asdict(run.resolved()),
         "ranges": {field: asdict(one) for field, one in chosen.search.items()},
         "budget": 0,
-        "objective": OBJECTIVE[run.scenario],
+        "objective": OBJECTIVE[run.scenario if run.kind == "classifier" else "without labels"],
         "original": {},
         "trials": [],
         "best": None,

@@ -9,8 +9,8 @@ import hacore
 
 PACKAGE = Path(hacore.__file__).parent
 LAYERS = [
-    "errors", "files", "geometry", "data", "encoders", "models", "losses", "train",
-    "evaluate", "unlearning", "results", "experiments", "search", "plots", "__main__",
+    "errors", "files", "geometry", "data", "encoders", "losses", "models", "train",
+    "evaluate", "unlearning", "results", "experiments", "search", "plots", "audit", "__main__",
 ]  # fmt: skip
 # Reading records and drawing them needs no torch: a reader's machine may have none.
 WITHOUT_TORCH = {"errors", "files", "results", "plots"}

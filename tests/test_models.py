@@ -7,7 +7,7 @@ from torch import nn
 from hacore.encoders import encoder
 from hacore.errors import HacoreError
 from hacore.geometry import SPACES, space
-from hacore.models import HEADS, MODES, Classifier, Lift, Prototypes
+from hacore.models import HEADS, MODES, Classifier, Lift, Prototypes, from_config
 from hacore.train import load_model, load_model_state, save_model
 
 MEAN, STD = (0.3,), (0.4,)
@@ -141,7 +141,7 @@ def weights_of(path, name="euclidean", **change):
             ),
             "another space",
         ),
-        (lambda p: Classifier.from_config({"classes": 2}), "does not describe a classifier"),
+        (lambda p: from_config({"classes": 2}), "does not describe a model"),
         (lambda p: load_model_state(weights_of(p, curv=2.0), classifier("euclidean")), "curvature"),
         (lambda p: load_model_state(weights_of(p, head="prototype"), classifier()), "holds another model"),
     ],

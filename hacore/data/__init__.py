@@ -4,7 +4,7 @@
 ``PairedBatches`` walk over it in a seeded order, ``Augment`` varies it.
 """
 
-from hacore.data.batches import Augment, Batch, Batches, Pair, PairedBatches
+from hacore.data.batches import Augment, Batch, Batches, Pair, PairedBatches, PairedViews, SideBySide
 from hacore.data.dataset import Dataset, as_float, check_images
 from hacore.data.sources import DATASETS, Source, load
 from hacore.data.split import Split
@@ -17,6 +17,8 @@ __all__ = [
     "Dataset",
     "Pair",
     "PairedBatches",
+    "PairedViews",
+    "SideBySide",
     "Source",
     "Split",
     "as_float",

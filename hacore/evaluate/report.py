@@ -1,16 +1,22 @@
 """Everything this project measures about a model that was asked to forget, as ``dict[str, float]``."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hacore.data import Dataset, Split
+from hacore.data import Augment, Dataset, Split
+from hacore.data.dataset import generator
 from hacore.evaluate.accuracy import accuracies
+from hacore.evaluate.alignment import representation, views
 from hacore.evaluate.attacks import membership
+from hacore.evaluate.auditing import FORGOTTEN, audit
 from hacore.evaluate.confusion import confusion
 from hacore.evaluate.embeddings import embeddings
 from hacore.evaluate.outputs import on_split, to_compare
+from hacore.evaluate.probing import Probed, knn_accuracy, probe
 from hacore.evaluate.relearning import relearn
-from hacore.models import Classifier
+from hacore.models import Classifier, ContrastiveEncoder
+
+AUDITED = 1000  # images a side
 
 
 def evaluate(
@@ -19,6 +25,8 @@ def evaluate(
     split: Split,
     reference: nn.Module | None = None,
     precision: str = "no",
+    augment: str = "none",
+    before: nn.Module | None = None,
 ) -> dict[str, float]:
     """All measures of one model, from one pass over the images.
 
@@ -30,11 +38,16 @@ def evaluate(
     :func:`~hacore.evaluate.relearning.relearn`, of a :class:`~hacore.models.Classifier` (the members of an
     ensemble are fine-tuned as one).
 
+    Of an encoder that learnt without labels, all of that is read from a linear probe of its features, fitted to
+    the retain images with their labels, and :func:`~hacore.evaluate.alignment.representation` comes on top.
+
     Args:
         model: a :class:`hacore.models.Classifier`, or a module with ``embed``, ``logits`` and ``space`` of one.
         dataset, split: what it was asked to forget.
         reference: Retrain's model, for the measures that compare with it; without one they are absent.
         precision: that of the encoders, as in training.
+        augment: that of training, which makes the views of encoders that learnt without labels.
+        before: the model that was asked, for :func:`owners_audit` of such an encoder; without it that is absent.
 
     Returns:
         Finite numbers by name. A measure that is not defined for this request is absent.
@@ -42,6 +55,8 @@ def evaluate(
     Raises:
         HacoreError: if a part that a measure needs is empty.
     """
+    if isinstance(model, ContrastiveEncoder):
+        return _of_encoder(model, dataset, split, reference, precision, augment, before)
     seen = on_split(model, dataset, split, precision)
     theirs = None if reference is None else to_compare(reference, dataset, split, precision)
     clean = torch.equal(split.labels, dataset.train_labels)
@@ -52,3 +67,76 @@ def evaluate(
             model, dataset, split, reference if isinstance(reference, Classifier) else None, precision
         )
     return out
+
+
+def _of_encoder(
+    model: ContrastiveEncoder,
+    dataset: Dataset,
+    split: Split,
+    reference: nn.Module | None,
+    precision: str,
+    augment: str,
+    before: nn.Module | None,
+) -> dict[str, float]:
+    def probed(encoder: nn.Module) -> Probed:
+        images, labels, retain = dataset.train_images, split.labels, split.retain
+        return probe(encoder, images, labels, retain, len(dataset.classes), precision)
+
+    mine = probed(model)
+    out = evaluate(mine, dataset, split, None if reference is None else probed(reference), precision)
+    out |= neighbours(mine, dataset, split, precision)
+    out |= representation(model, dataset, split, precision, augment)
+    if before is not None:
+        out |= owners_audit(before, model, dataset, split, precision, augment)
+    return out
+
+
+def neighbours(model: nn.Module, dataset: Dataset, split: Split, precision: str = "no") -> dict[str, float]:
+    """Accuracy in percent of nearest retain neighbours: ``knn_retain_test_accuracy``, ``knn_forget_train_accuracy``.
+
+    ``model`` is as for :func:`evaluate`; the neighbours are among at most 5,000 retain images. See
+    :func:`~hacore.evaluate.probing.knn_accuracy`.
+    """
+    seen = on_split(model, dataset, split, precision)
+    known = seen["retain_train"]
+    return {
+        f"knn_{part}_accuracy": knn_accuracy(known.features, known.labels, asked.features, asked.labels)
+        for part, asked in seen.items()
+        if part in ("retain_test", "forget_train")
+    }
+
+
+def owners_audit(
+    before: nn.Module,
+    after: nn.Module,
+    dataset: Dataset,
+    split: Split,
+    precision: str = "no",
+    augment: str = "simclr",
+    seed: int = 0,
+) -> dict[str, float]:
+    """What the owner of the forget images sees of two encoders, with test images as control.
+
+    Numbers of :func:`~hacore.evaluate.auditing.audit` of at most 1,000 images a side: ``audit_raw``, the mean
+    drop of alignment in units of the similarity, ``audit_score``, standardised and corrected by the control, with
+    ``audit_low`` and ``audit_high``, ``audit_p_value``, and ``audit_visible``, 1 for the verdict that a change is
+    visible, else 0. Both encoders get the same views.
+    """
+    sides = {"forget": (dataset.train_images, split.forget), "test": (dataset.test_images, split.test)}
+    seen: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+    for side, (images, index) in sides.items():
+        order = torch.randperm(len(index), generator=generator(seed, "audit", side))
+        some = index[order[:AUDITED].sort().values.to(index.device)]
+        varied = Augment(augment, generator(seed, "audit views", side).initial_seed())
+        first, second = (views(model, images, some, varied, 2, precision) for model in (before, after))
+        seen[side] = (first[0], first[1], second[0], second[1])
+    old, new = (network.space for network in (before, after))
+    found = audit(*seen["forget"], old, new, control=seen["test"], seed=seed)  # type: ignore[arg-type]
+    return {
+        "audit_raw": found.raw,
+        "audit_score": found.score,
+        "audit_low": found.low,
+        "audit_high": found.high,
+        "audit_p_value": found.p_value,
+        "audit_visible": float(found.verdict == FORGOTTEN),
+    }

@@ -17,12 +17,13 @@ from hacore import data, results, train
 from hacore.encoders import encoder
 from hacore.evaluate import evaluate
 from hacore.experiments.provenance import CODE, TRAINING, environment
-from hacore.experiments.settings import SCENARIOS, Run
+from hacore.experiments.settings import ASIDE, SCENARIOS, SET_ASIDE, Run
 from hacore.geometry import space
-from hacore.models import Classifier, Lift
+from hacore.models import CONTRASTIVE, Classifier, ImageModel, Lift
 from hacore.unlearning import METHODS, Outcome, Request, train_on
 
 WHITENING = 5000  # images whose patches fit a whitening layer
+QUEUE = 4096  # keys that MoCo compares with, as published
 
 
 @functools.lru_cache(maxsize=2)
@@ -45,15 +46,18 @@ def load(run: Run) -> tuple[data.Dataset, data.Split]:
 
 def _split(run: Run, dataset: data.Dataset) -> data.Split:
     noise = run.resolved().label_noise
+    aside = SET_ASIDE.get(run.profile, ASIDE) if run.kind in CONTRASTIVE else ASIDE
     if run.scenario == "single-class":
-        return data.Split.single_class(dataset, int(run.forget), seed=run.seed, label_noise=noise)
+        return data.Split.single_class(
+            dataset, int(run.forget), seed=run.seed, validation=aside, label_noise=noise
+        )
     share = 0 < run.forget < 1
     fraction, count = (float(run.forget), None) if share else (None, int(run.forget))
-    return data.Split.samples(dataset, fraction, count, seed=run.seed, label_noise=noise)
+    return data.Split.samples(dataset, fraction, count, run.seed, aside, noise)
 
 
-def build(run: Run, dataset: data.Dataset, index: Int64[Tensor, "k"]) -> Classifier:
-    """An untrained classifier for a run: the same weights for the same seed and geometry.
+def build(run: Run, dataset: data.Dataset, index: Int64[Tensor, "k"]) -> ImageModel:
+    """An untrained model for a run: the same weights for the same seed and geometry.
 
     A frozen first layer, where the encoder has one, is fitted to the training images in ``index``:
     give those the model is trained on, or Retrain would know the images it must never see.
@@ -61,15 +65,22 @@ def build(run: Run, dataset: data.Dataset, index: Int64[Tensor, "k"]) -> Classif
     settings = run.resolved()
     train.seed_everything(run.seed)
     manifold = space(run.space, run.curv)
-    model = Classifier(
-        encoder(settings.encoder, channels=dataset.channels, dim=settings.dim),
-        len(dataset.classes),
-        manifold,
-        dataset.mean,
-        dataset.std,
-        head=settings.head,
-        lift=Lift(manifold, run.lift, settings.scale, settings.radius),
-    ).to(dataset.train_images.device)
+    lift = Lift(manifold, run.lift, settings.scale, settings.radius)
+    model: ImageModel
+    if settings.head in CONTRASTIVE:
+        # The encoder keeps its own features, which downstream users read; the projector makes ``dim`` of them.
+        # A queue of more than half of the images would hold keys of the very image that is asked about.
+        body = encoder(settings.encoder, channels=dataset.channels)
+        longest = {"queue": min(QUEUE, len(dataset.train_images) // 2)} if settings.head == "moco" else {}
+        model = CONTRASTIVE[settings.head](
+            body, manifold, dataset.mean, dataset.std, settings.dim, lift, **longest
+        )
+    else:
+        body = encoder(settings.encoder, channels=dataset.channels, dim=settings.dim)
+        model = Classifier(
+            body, len(dataset.classes), manifold, dataset.mean, dataset.std, settings.head, lift
+        )
+    model.to(dataset.train_images.device)
     model.whiten(data.as_float(dataset.train_images[index[:WHITENING]]))
     return model
 
@@ -159,6 +170,8 @@ def run(run: Run, prepared: Request | Prepared | None = None, cache: Path | None
             request.split,
             prepared.retrained.model,
             request.training.loop.precision,
+            request.training.augment,
+            request.model,
         ),
         "cost": cost,
         "history": history,

@@ -27,6 +27,7 @@ from hacore.geometry.numerics import (
     precise,
     result_dtype,
     safe_sqrt,
+    unit,
     work_dtype,
 )
 from hacore.geometry.product import CosineMatrix, envelope, refined, tolerance
@@ -123,6 +124,10 @@ class Space(nn.Module, ABC):
     @abstractmethod
     def similarity(self, x: Points, y: Points) -> Float[Tensor, "n m"]:
         """All similarities between two sets of points, larger being nearer."""
+
+    def paired_similarity(self, x: Points, y: Points) -> Float[Tensor, "..."]:
+        """The similarity of each point of x with its counterpart in y, the diagonal of :meth:`similarity`."""
+        return -self.dist(x, y)
 
     @abstractmethod
     def geodesic(self, x: Points, y: Points, t: float | Float[Tensor, "..."]) -> Points:
@@ -262,6 +267,12 @@ class Euclidean(Space):
             x, y = x.to(out), y.to(out)
             return CosineMatrix.apply(x, y) if self.kind == "cosine" else x @ y.T
 
+    def paired_similarity(self, x: Points, y: Points) -> Float[Tensor, "..."]:
+        """Cosine, dot product or minus the distance of each point of x with its counterpart in y."""
+        if self.kind == "distance":
+            return -self.dist(x, y)
+        return _paired_cosine(x, y) if self.kind == "cosine" else _paired_product(x, y)
+
     def geodesic(self, x: Points, y: Points, t: float | Float[Tensor, "..."]) -> Points:
         """(1 - t) x + t y."""
         return _euclidean_geodesic(x, y, t)
@@ -291,6 +302,16 @@ class Euclidean(Space):
 @precise("x", "y")
 def _euclidean_dist(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tensor, "*n"]:
     return norm(x - y)
+
+
+@precise("x", "y")
+def _paired_cosine(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tensor, "*n"]:
+    return (unit(x) * unit(y)).sum(-1)
+
+
+@precise("x", "y")
+def _paired_product(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tensor, "*n"]:
+    return (x * y).sum(-1)
 
 
 @precise("x", "y")

@@ -31,6 +31,7 @@ METHOD_LOOKS: dict[str, tuple[Any, str]] = {
     "contrastive-unlearning": ("o", BLUE),
     "coun": ("D", BLUE),
     "contrastive-coun": ("h", BLUE),
+    "alignment-calibration": ((8, 1, 0), BLUE),
     "finetune": (">", SKY),
     "l1-sparse": ("d", SKY),
     "gradient-ascent": ("v", RED),

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from hacore.errors import HacoreError
 from hacore.files import replacing
-from hacore.models import Classifier
+from hacore.models import ImageModel, from_config
 
 FORMAT = 1  # raise it when what a checkpoint holds changes its meaning
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -51,14 +51,14 @@ def load_model_state(path: str | Path, model: nn.Module) -> dict[str, Any]:
     return config
 
 
-def load_model(path: str | Path) -> Classifier:
-    """Rebuild the classifier that :func:`save_model` wrote, in evaluation mode, on the CPU.
+def load_model(path: str | Path) -> ImageModel:
+    """Rebuild the classifier, SimCLR or MoCo that :func:`save_model` wrote, in evaluation mode, on the CPU.
 
     Raises:
-        HacoreError: if the file is missing or damaged, or holds no classifier.
+        HacoreError: if the file is missing or damaged, or holds no such model.
     """
     config, tensors = _read_model(Path(path))
-    model = Classifier.from_config(config)
+    model = from_config(config)
     _load_state(model, tensors, str(path))
     return model.eval()
 

@@ -158,8 +158,9 @@ def fit(
 
     With several processes (``accelerate launch``) each takes every k-th image of each batch and the
     gradients are averaged by share: a loss that is a mean over images has the gradient of the whole
-    batch. Batch normalisation and losses over pairs see the part of their process only. A batch
-    of fewer images than processes is computed by all of them. The first process writes.
+    batch; the contrastive losses of ``hacore.losses`` compare with the images of all processes, which
+    then need equally many. Batch normalisation sees the part of its process only. A batch of fewer
+    images than processes is computed by all of them. The first process writes.
 
     A loss, part of it or gradient that is not finite stops training: on the CPU before the step
     changes a weight, on a GPU, which is not made to wait for each step, within 50 steps and always

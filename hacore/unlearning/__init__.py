@@ -8,15 +8,17 @@ loop), and enter it in :data:`METHODS`.
 from hacore.errors import HacoreError
 from hacore.unlearning.ascent import GradientAscent, NegGradPlus
 from hacore.unlearning.base import (
+    KINDS,
     Descent,
     Method,
     Outcome,
     Range,
     Request,
     Training,
-    cross_entropy_of,
     train_on,
+    training_loss,
 )
+from hacore.unlearning.calibration import AlignmentCalibration
 from hacore.unlearning.contrastive import ContrastiveUnlearning, forgotten
 from hacore.unlearning.coun import ContrastiveCoUn, CoUn
 from hacore.unlearning.distillation import BadTeacher, Scrub
@@ -51,6 +53,7 @@ METHODS: dict[str, Method] = {
         Lcodec(),
         SalUn(),
         Sisa(),
+        AlignmentCalibration(),
         HeadReset(),
         RowReplacement(),
     )
@@ -69,7 +72,9 @@ def method(name: str) -> Method:
 
 
 __all__ = [
+    "KINDS",
     "METHODS",
+    "AlignmentCalibration",
     "BadTeacher",
     "BoundaryExpansion",
     "BoundaryShrink",
@@ -97,8 +102,8 @@ __all__ = [
     "Sisa",
     "Training",
     "Unsir",
-    "cross_entropy_of",
     "forgotten",
     "method",
     "train_on",
+    "training_loss",
 ]

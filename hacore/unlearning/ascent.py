@@ -1,21 +1,20 @@
 """Climbing the loss of what is to be forgotten."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from hacore.data import Batch, Pair
+from hacore.data import Pair
 from hacore.errors import HacoreError
-from hacore.models import Classifier
-from hacore.unlearning.base import Descent, Outcome, Range, Request, cross_entropy_of
+from hacore.unlearning.base import KINDS, Descent, Model, Outcome, Range, Request, training_loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAscent(Descent):
     r"""Climb the loss of the forget images, :math:`L = -L_{CE}(D_f)`, and look at nothing else.
+
+    The loss is the one the model was trained with, for an encoder without labels the contrastive one.
 
     "NegGrad" of :cite:t:`golatkar2020`. The loss has no lower bound: with a large rate or many epochs the
     model unlearns everything. Rate and epochs are those of the code of :cite:t:`jia2023`. Batch
@@ -23,6 +22,7 @@ class GradientAscent(Descent):
     """
 
     name = "gradient-ascent"
+    kinds = KINDS
 
     lr: float = 1e-4
     epochs: int = 5  # over the forget images
@@ -33,9 +33,9 @@ class GradientAscent(Descent):
         return self.descend(request, self.over(request, request.split.forget), self.loss)
 
     @staticmethod
-    def loss(model: Classifier, batch: Batch) -> Tensor:
-        """Minus the cross-entropy."""
-        return -cross_entropy_of(model, batch)
+    def loss(model: Model, batch: Any) -> Tensor:
+        """Minus the loss of training."""
+        return -training_loss(model, batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class NegGradPlus(Descent):
     """
 
     name = "neggrad-plus"
+    kinds = KINDS
 
     alpha: float = 0.95  # share of the retain images in the loss
 
@@ -66,10 +67,7 @@ class NegGradPlus(Descent):
         retain, forget = (len(self.over(request, part)) for part in (self.retained(request), split.forget))
         return self.descend(request, self.pairs(request, max(1, round(retain / forget))), self.loss)
 
-    def loss(self, model: Classifier, batch: Pair) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted difference of the two cross-entropies, and both."""
-        logits = model(torch.cat([batch.retain.images, batch.forget.images]))
-        retain = cross_entropy(logits[: len(batch.retain.images)], batch.retain.labels)
-        forget = cross_entropy(logits[len(batch.retain.images) :], batch.forget.labels)
-        total = self.alpha * retain - (1 - self.alpha) * forget
-        return total, {"cross-entropy": retain, "forget cross-entropy": forget}
+    def loss(self, model: Model, batch: Pair) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted difference of the losses of the two parts, and both."""
+        retain, forget = model.loss(batch.retain), model.loss(batch.forget)
+        return self.alpha * retain - (1 - self.alpha) * forget, {"retain": retain, "forget": forget}

@@ -9,31 +9,36 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from hacore.data import Augment, Batch, Batches, Dataset, PairedBatches, Split
+from hacore.data import Augment, Batches, Dataset, PairedBatches, PairedViews, SideBySide, Split
 from hacore.data.dataset import generator
 from hacore.errors import HacoreError
-from hacore.models import Classifier
+from hacore.models import CONTRASTIVE, Classifier
 from hacore.train import EpochSource, Fit, TrainConfig, fit
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a classifier is trained: the loop's settings and what it is fed."""
+    """How a model is trained: the loop's settings and what it is fed."""
 
     loop: TrainConfig
     batch_size: int = 128  # images
     augment: str = "none"  # a name of hacore.data.Augment
 
 
+# What is asked to forget. Methods that answer one kind only read what that kind has; ``Method.kinds`` says which.
+Model = Any
+VIEW = 2**16  # between the seeds of the augmentations of two views
+KINDS = (Classifier.kind, *CONTRASTIVE)
+
+
 @dataclass(frozen=True)
 class Request:
     """One request to forget, with all that a method may use to answer it."""
 
-    model: Classifier  # trained on retain and forget data
+    model: Model  # a Classifier, SimCLR or MoCo, trained on retain and forget data
     trained: Fit  # what that training cost
-    fresh: Callable[[Int64[Tensor, "k"]], Classifier]  # untrained, for training on these images
+    fresh: Callable[[Int64[Tensor, "k"]], Model]  # untrained, for training on these images
     dataset: Dataset
     split: Split
     training: Training
@@ -44,7 +49,7 @@ class Request:
 class Outcome:
     """The model a method answers with, and what it cost to make."""
 
-    model: Classifier
+    model: Model
     fit: Fit
 
 
@@ -68,15 +73,17 @@ class Method:
         name: its key in ``METHODS``.
         search: field -> where ``hacore.search`` looks for its value.
         needs_class: whether it can forget whole classes only.
+        kinds: of the models it can be asked about: classifiers, encoders that learn without labels, or both.
     """
 
     name: ClassVar[str]
     search: ClassVar[dict[str, Range]] = {}
     needs_class: ClassVar[bool] = False
+    kinds: ClassVar[tuple[str, ...]] = (Classifier.kind,)
 
-    def fits(self, scenario: str) -> bool:
-        """Whether the method answers requests of a scenario of ``hacore.experiments``."""
-        return scenario == "single-class" or not self.needs_class
+    def fits(self, scenario: str, kind: str = Classifier.kind) -> bool:
+        """Whether the method answers requests of a scenario of ``hacore.experiments`` for such models."""
+        return (scenario == "single-class" or not self.needs_class) and kind in self.kinds
 
     def __call__(self, request: Request) -> Outcome:
         """Answer the request.
@@ -87,6 +94,11 @@ class Method:
         if self.needs_class and not request.split.forget_classes:
             raise HacoreError(
                 f"{self.name} forgets whole classes only, not random samples; choose another method"
+            )
+        if request.model.kind not in self.kinds:
+            raise HacoreError(
+                f"{self.name} answers for models of kind {', '.join(self.kinds)}, not {request.model.kind}; "
+                "choose another method"
             )
         return self.answer(request)
 
@@ -134,29 +146,39 @@ class Descent(Method):
         order = torch.randperm(len(retain), generator=generator(request.training.loop.seed, "retain share"))
         return retain[order[:count].to(retain.device)].sort().values
 
-    def over(self, request: Request, index: Int64[Tensor, "k"], labels: Tensor | None = None) -> Batches:
-        """Batches of the training images in ``index``, augmented as in training.
+    def over(
+        self,
+        request: Request,
+        index: Int64[Tensor, "k"],
+        labels: Tensor | None = None,
+        views: int | None = None,
+    ) -> Any:
+        """Batches of the training images in ``index``, augmented as in training, in the views the model learns from.
 
-        ``labels`` (n,) replaces the labels of all training images.
+        ``labels`` (n,) replaces the labels of all training images, ``views`` the number of views.
         """
-        return Batches(
-            request.dataset.train_images, request.split.labels if labels is None else labels, index,
-            self.batch_size, request.training.loop.seed, _augment(request.training),
+        return walk(
+            request.dataset, request.split.labels if labels is None else labels, index,
+            replace(request.training, batch_size=self.batch_size), views or request.model.views,
         )  # fmt: skip
 
-    def pairs(self, request: Request, omega: int = 1) -> PairedBatches:
-        """A forget batch with ``omega`` retain batches after each other; see PairedBatches."""
-        return PairedBatches(
-            request.dataset.train_images, request.split.labels, request.split.forget, request.split.retain,
-            self.batch_size, omega, request.training.loop.seed, _augment(request.training),
-        )  # fmt: skip
+    def pairs(self, request: Request, omega: int = 1) -> Any:
+        """A forget batch with ``omega`` retain batches after each other, each in the views the model learns from."""
+        sources = [
+            PairedBatches(
+                request.dataset.train_images, request.split.labels, request.split.forget, request.split.retain,
+                self.batch_size, omega, request.training.loop.seed, augment,
+            )
+            for augment in _augmentations(request.training, request.model.views)
+        ]  # fmt: skip
+        return sources[0] if len(sources) == 1 else PairedViews(*sources)
 
     def descend(
         self,
         request: Request,
         batches: EpochSource,
         loss: Callable[[Any, Any], Any],
-        model: Classifier | None = None,
+        model: Model | None = None,
         stop: Callable[[Any, int], bool] | None = None,
         **changes: Any,
     ) -> Outcome:
@@ -169,13 +191,13 @@ class Descent(Method):
         return Outcome(model, done)
 
 
-def cross_entropy_of(model: Classifier, batch: Batch) -> Tensor:
-    """The cross-entropy of a batch, the loss every classifier here was trained with."""
-    return cross_entropy(model(batch.images), batch.labels)
+def training_loss(model: Model, batch: Any) -> Tensor:
+    """The loss the model was trained with, of a batch or of views of one."""
+    return model.loss(batch)
 
 
 def train_on(
-    model: Classifier,
+    model: Model,
     dataset: Dataset,
     split: Split,
     index: Int64[Tensor, "k"],
@@ -183,13 +205,23 @@ def train_on(
     method: str,
     checkpoint: Path | None = None,
 ) -> Outcome:
-    """Train ``model`` in place, with cross-entropy, on the training images in ``index``."""
-    batches = Batches(
-        dataset.train_images, split.labels, index, training.batch_size, training.loop.seed, _augment(training)
-    )
-    done = fit(model, batches, cross_entropy_of, training.loop, method=method, checkpoint=checkpoint)
+    """Train ``model`` in place, with its own loss, on the training images in ``index``."""
+    batches = walk(dataset, split.labels, index, training, model.views)
+    done = fit(model, batches, training_loss, training.loop, method=method, checkpoint=checkpoint)
     return Outcome(model, done)
 
 
-def _augment(training: Training) -> Augment:
-    return Augment(training.augment, training.loop.seed)
+def walk(
+    dataset: Dataset, labels: Tensor, index: Int64[Tensor, "k"], training: Training, views: int
+) -> Batches | SideBySide:
+    """Batches of the training images in ``index``, or tuples of that many views of each batch."""
+    sources = [
+        Batches(dataset.train_images, labels, index, training.batch_size, training.loop.seed, augment)
+        for augment in _augmentations(training, views)
+    ]
+    return sources[0] if views == 1 else SideBySide(*sources)
+
+
+def _augmentations(training: Training, views: int) -> list[Augment]:
+    """One augmentation for each view, each with random numbers of its own."""
+    return [Augment(training.augment, training.loop.seed + view * VIEW) for view in range(views)]

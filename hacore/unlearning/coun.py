@@ -1,42 +1,18 @@
 """CoUn: learning from what remains, by cross-entropy and by contrast between two views."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hacore import losses
-from hacore.data import Augment, Batches, PairedBatches
+from hacore.data import Augment, Batch, Batches, Pair, PairedBatches, PairedViews, SideBySide
 from hacore.models import Classifier
 from hacore.train import EpochSource
-from hacore.unlearning.base import Descent, Outcome, Range, Request
+from hacore.unlearning.base import VIEW, Descent, Outcome, Range, Request
 from hacore.unlearning.contrastive import ContrastiveUnlearning
-
-
-class Views(NamedTuple):
-    """Two augmentations of the same images, in the same order."""
-
-    first: Any
-    second: Any
-
-
-class TwoViews:
-    """What two sources yield side by side; they differ in their augmentation only."""
-
-    def __init__(self, first: EpochSource, second: EpochSource) -> None:
-        self.first, self.second = first, second
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.first)
-
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Views]:
-        """The pairs of one epoch from the ``skip``-th on."""
-        for pair in zip(self.first.epoch(epoch, skip), self.second.epoch(epoch, skip), strict=False):
-            yield Views(*pair)
 
 
 def _augmentations(request: Request) -> tuple[Augment, Augment]:
@@ -47,7 +23,7 @@ def _augmentations(request: Request) -> tuple[Augment, Augment]:
     """
     name = "crop-flip" if request.dataset.train_images.shape[-1] >= 32 else "shift"
     seed = request.training.loop.seed
-    return Augment(name, seed), Augment(name, seed + 2**16)
+    return Augment(name, seed), Augment(name, seed + VIEW)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +58,14 @@ class CoUn(Descent):
             for augment in _augmentations(request)
         )
 
-        def loss(model: Classifier, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(model: Classifier, views: tuple[Batch, Batch]) -> tuple[Tensor, dict[str, Tensor]]:
             z = model.embed(torch.cat([view.images for view in views]))
             one, other = z.chunk(2)
-            ce = cross_entropy(model.logits(one), views.first.labels)
+            ce = cross_entropy(model.logits(one), views[0].labels)
             cl = losses.info_nce(one, other, model.space, self.temperature)
             return ce + self.weight_cl * cl, {"cross-entropy": ce, "contrast": cl}
 
-        return self.descend(request, TwoViews(first, second), loss, freeze_norm=False)
+        return self.descend(request, SideBySide(first, second), loss, freeze_norm=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +85,7 @@ class ContrastiveCoUn(ContrastiveUnlearning):
     def batches(self, request: Request) -> EpochSource:
         """Forget batches with two views of each retain batch."""
         data, split, seed = request.dataset, request.split, request.training.loop.seed
-        return TwoViews(
+        return PairedViews(
             *(
                 PairedBatches(
                     data.train_images, split.labels, split.forget, split.retain,
@@ -121,8 +97,8 @@ class ContrastiveCoUn(ContrastiveUnlearning):
 
     def loss(self, model: Classifier, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of contrastive unlearning on the first view, and the contrast of both."""
-        images = [batch.first.forget.images, batch.first.retain.images, batch.second.retain.images]
+        images = [batch.forget[0].images, *(view.images for view in batch.retain)]
         z = model.embed(torch.cat(images)).split([len(part) for part in images])
-        total, parts = self.of_points(model, batch.first, z[0], z[1])
+        total, parts = self.of_points(model, Pair(batch.forget[0], batch.retain[0]), z[0], z[1])
         cl = losses.info_nce(z[1], z[2], model.space, self.temperature)
         return total + self.weight_cl * cl, parts | {"contrast": cl}

@@ -3,7 +3,7 @@
 import copy
 from dataclasses import dataclass
 
-from hacore.unlearning.base import Method, Outcome, Request, train_on
+from hacore.unlearning.base import KINDS, Method, Outcome, Request, train_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +11,7 @@ class Original(Method):
     """Forget nothing: the control every other method is compared with, at the cost of its training."""
 
     name = "original"
+    kinds = KINDS
 
     def answer(self, request: Request) -> Outcome:
         return Outcome(copy.deepcopy(request.model), request.trained)
@@ -21,6 +22,7 @@ class Retrain(Method):
     """Train anew on the retain data alone: the gold standard, exact by construction."""
 
     name = "retrain"
+    kinds = KINDS
 
     def answer(self, request: Request) -> Outcome:
         split = request.split

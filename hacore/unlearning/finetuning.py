@@ -3,19 +3,20 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
+from hacore.data import Batch
 from hacore.data.dataset import generator
 from hacore.errors import HacoreError
 from hacore.geometry import HyperbolicLogistic
-from hacore.models import Classifier
+from hacore.models import Classifier, from_config
 from hacore.train import EpochSource
-from hacore.unlearning.base import Descent, Method, Outcome, Range, Request, cross_entropy_of
+from hacore.unlearning.base import KINDS, Descent, Method, Model, Outcome, Range, Request, training_loss
 from hacore.unlearning.cost import combined, timed
 
 
@@ -32,13 +33,15 @@ def untrained_head(request: Request) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(request.training.loop.seed, "head").initial_seed())
-        head = Classifier.from_config(request.model.config).head
-    return head.to(next(request.model.parameters()).device)
+        fresh: Any = from_config(request.model.config)
+    return fresh.head.to(next(request.model.parameters()).device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Descent):
     r"""Go on training on the retain images, :math:`L = L_{CE}(D_r)`, and trust that the rest fades.
+
+    An encoder that learns without labels goes on with its contrastive loss.
 
     A baseline of :cite:t:`golatkar2020`, with the rate of the code of :cite:t:`jia2023`. Batch
     normalisation goes on learning: it sees nothing but retain images. That code trains for ten epochs; we
@@ -46,12 +49,13 @@ class Finetune(Descent):
     """
 
     name = "finetune"
+    kinds = KINDS
 
     search: ClassVar[dict[str, Range]] = {"lr": Range(1e-3, 1e-1)}
 
     def answer(self, request: Request) -> Outcome:
         batches = self.over(request, self.retained(request))
-        return self.descend(request, batches, cross_entropy_of, freeze_norm=False)
+        return self.descend(request, batches, training_loss, freeze_norm=False)
 
 
 class Penalised(NamedTuple):
@@ -73,12 +77,20 @@ class Annealed:
         """Batches per epoch."""
         return len(self.batches)
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Penalised]:
-        """The batches of one epoch from the ``skip``-th on."""
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Any]:
+        """The batches of one epoch from the ``skip``-th on; of tuples of views, each view with the weight."""
         for step, batch in enumerate(self.batches.epoch(epoch, skip), epoch * len(self) + skip):
             gamma = self.gamma * (1 - step / max(self.last, 1))
-            weights = torch.full((len(batch.images),), gamma, device=batch.images.device)
-            yield Penalised(batch.images, batch.labels, weights)
+            if isinstance(batch, Batch):
+                yield self.weighted(batch, gamma)
+            else:
+                yield tuple(self.weighted(view, gamma) for view in batch)
+
+    @staticmethod
+    def weighted(batch: Batch, gamma: float) -> Penalised:
+        """The batch with the weight."""
+        weights = torch.full((len(batch.images),), gamma, device=batch.images.device)
+        return Penalised(batch.images, batch.labels, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +104,7 @@ class L1Sparse(Descent):
     """
 
     name = "l1-sparse"
+    kinds = KINDS
 
     gamma: float = 5e-4
 
@@ -104,11 +117,12 @@ class L1Sparse(Descent):
         return self.descend(request, batches, self.loss, freeze_norm=False)
 
     @staticmethod
-    def loss(model: Classifier, batch: Penalised) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy and the penalty at its present weight."""
-        ce = cross_entropy(model(batch.images), batch.labels)
+    def loss(model: Model, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of training and the penalty at its present weight."""
+        learnt = model.loss(batch)
         size = torch.stack([p.abs().sum() for p in model.parameters() if p.requires_grad]).sum()
-        return ce + batch.gamma.mean() * size, {"cross-entropy": ce, "l1 norm": size}
+        gamma = (batch if isinstance(batch, Penalised) else batch[0]).gamma.mean()
+        return learnt + gamma * size, {"training loss": learnt, "l1 norm": size}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +141,7 @@ class HeadReset(Descent):
     def answer(self, request: Request) -> Outcome:
         model, cost = timed(lambda: self.reset(request), request.model)
         batches = self.over(request, self.retained(request))
-        done = self.descend(request, batches, cross_entropy_of, model, freeze_norm=False)
+        done = self.descend(request, batches, training_loss, model, freeze_norm=False)
         return replace(done, fit=combined(cost, done.fit))
 
     @staticmethod

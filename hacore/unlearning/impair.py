@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from hacore.data import Batch, Batches
 from hacore.data.dataset import generator, stratified
 from hacore.models import Classifier
-from hacore.unlearning.base import Descent, Outcome, Range, Request, cross_entropy_of
+from hacore.unlearning.base import Descent, Outcome, Range, Request, training_loss
 from hacore.unlearning.cost import Work, combined
 
 
@@ -95,7 +95,7 @@ class Unsir(Descent):
         """One of the two trainings, with checkpoints of its own."""
         folder = request.checkpoint and request.checkpoint / name
         return self.descend(
-            replace(request, checkpoint=folder), batches, cross_entropy_of, model,
+            replace(request, checkpoint=folder), batches, training_loss, model,
             lr=lr, optimizer="adamw", freeze_norm=False,
         )  # fmt: skip
 

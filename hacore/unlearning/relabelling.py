@@ -13,7 +13,7 @@ from hacore.data import as_float
 from hacore.data.dataset import generator
 from hacore.errors import HacoreError
 from hacore.models import Classifier
-from hacore.unlearning.base import Descent, Outcome, Range, Request, cross_entropy_of
+from hacore.unlearning.base import Descent, Outcome, Range, Request, training_loss
 from hacore.unlearning.cost import combined, timed
 from hacore.unlearning.finetuning import head_parameters, untrained_head
 
@@ -75,7 +75,7 @@ class RandomRelabel(Descent):
 
     def answer(self, request: Request) -> Outcome:
         everything = torch.cat([self.retained(request), request.split.forget])
-        return self.descend(request, self.over(request, everything, random_labels(request)), cross_entropy_of)
+        return self.descend(request, self.over(request, everything, random_labels(request)), training_loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class SalUn(RandomRelabel):
         everything = torch.cat([self.retained(request), request.split.forget])
         batches = self.over(request, everything, random_labels(request))
         try:
-            done = self.descend(request, batches, cross_entropy_of, model)
+            done = self.descend(request, batches, training_loss, model)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -193,9 +193,7 @@ class BoundaryShrink(Descent):
             raise HacoreError(f"the bound of the adversarial step is {self.bound}; it must be positive")
         model = copy.deepcopy(request.model).eval()
         labels, cost = timed(lambda: self.labels(model, request), model)
-        done = self.descend(
-            request, self.over(request, request.split.forget, labels), cross_entropy_of, model
-        )
+        done = self.descend(request, self.over(request, request.split.forget, labels), training_loss, model)
         return replace(done, fit=combined(cost, done.fit))
 
     def labels(self, model: Classifier, request: Request) -> Int64[Tensor, "n"]:
@@ -237,7 +235,7 @@ class BoundaryExpansion(Descent):
         model, cost = timed(lambda: self.widened(request), request.model)
         shadow = _relabelled(request, torch.full_like(request.split.forget, model.classes))
         batches = self.over(request, request.split.forget, shadow)
-        done = self.descend(request, batches, cross_entropy_of, model)
+        done = self.descend(request, batches, training_loss, model)
         for name, parameter in head_parameters(model.head).items():
             setattr(model.head, name, nn.Parameter(parameter.detach()[: model.classes].clone()))
         return replace(done, fit=combined(cost, done.fit))

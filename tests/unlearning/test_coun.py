@@ -7,13 +7,13 @@ import torch
 from tiny import tiny_run
 
 from hacore import losses
-from hacore.data import Augment, Batches
+from hacore.data import Augment, Batches, Pair, SideBySide
 from hacore.errors import HacoreError
 from hacore.evaluate import evaluate
 from hacore.experiments import prepare
 from hacore.geometry import SPACES
 from hacore.unlearning.contrastive import ContrastiveUnlearning
-from hacore.unlearning.coun import ContrastiveCoUn, CoUn, TwoViews
+from hacore.unlearning.coun import ContrastiveCoUn, CoUn
 
 
 @pytest.fixture(scope="module", params=SPACES)
@@ -28,7 +28,7 @@ def weights(model):
 def test_two_views_show_the_same_images_differently():
     images = torch.randint(0, 255, (20, 1, 8, 8), dtype=torch.uint8)
     labels = torch.arange(20)
-    views = TwoViews(*(Batches(images, labels, labels, 8, 0, Augment("shift", seed)) for seed in (0, 1)))
+    views = SideBySide(*(Batches(images, labels, labels, 8, 0, Augment("shift", seed)) for seed in (0, 1)))
     assert len(views) == 3
     for first, second in views.epoch(0):
         assert torch.equal(first.labels, second.labels)
@@ -60,7 +60,7 @@ def test_without_its_module_it_is_contrastive_unlearning(asked):
     batch = next(iter(plain.batches(asked).epoch(0)))
     model = asked.model
     total, parts = plain.loss(model, batch)
-    reference, _ = ContrastiveUnlearning(**settings).loss(model, batch.first)
+    reference, _ = ContrastiveUnlearning(**settings).loss(model, Pair(batch.forget[0], batch.retain[0]))
     torch.testing.assert_close(total, reference)
     weighted, _ = ContrastiveCoUn(weight_cl=2.0, **settings).loss(model, batch)
     torch.testing.assert_close(weighted, total + 2 * parts["contrast"])
@@ -71,7 +71,7 @@ def test_its_module_is_infonce_of_the_two_retain_views(asked):
     batch = next(iter(method.batches(asked).epoch(0)))
     model = asked.model.eval()
     _, parts = method.loss(model, batch)
-    z, other = (model.embed(view.retain.images) for view in batch)
+    z, other = (model.embed(view.images) for view in batch.retain)
     torch.testing.assert_close(
         parts["contrast"], losses.info_nce(z, other, model.space, method.temperature), rtol=1e-4, atol=1e-4
     )

@@ -13,7 +13,7 @@ from hacore.errors import HacoreError
 from hacore.evaluate import accuracy
 from hacore.experiments import prepare
 from hacore.geometry import SPACES
-from hacore.models import Classifier
+from hacore.models import from_config
 from hacore.train import Fit
 from hacore.unlearning.cost import combined
 from hacore.unlearning.finetuning import (
@@ -177,7 +177,7 @@ def test_the_replaced_row_has_an_untrained_direction(flat):
 
 def test_row_replacement_refuses_what_has_no_rows(flat):
     config = {**flat.model.config, "head": "prototype"}
-    prototypes = replace(flat, model=Classifier.from_config(config))
+    prototypes = replace(flat, model=from_config(config))
     with pytest.raises(HacoreError, match="choose head='logistic'"):
         RowReplacement()(prototypes)
     with pytest.raises(HacoreError, match="whole classes only"):

@@ -1,18 +1,14 @@
-"""Losses: pure functions of embeddings and a :class:`~hacore.geometry.Space`.
-
-A loss never asks which geometry it is in: it sees similarities, and the space says what
-similar means (cosine or inner product in the plane, negative geodesic distance in curved space).
-"""
+"""Contrastive unlearning: forget points away from their own class and towards the others."""
 
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from hacore.errors import HacoreError
 from hacore.geometry import Space
+from hacore.losses.checks import check_temperature
 
 FAR = 1e30  # subtracted from a logit, it leaves nothing of it in a softmax, and float32 reaches further
 
@@ -63,7 +59,7 @@ def contrastive_unlearning(
             f"{len(z_forget)} forget and {len(z_retain)} retain embeddings came with "
             f"{len(y_forget)} and {len(y_retain)} labels; give one label per embedding"
         )
-    _check_temperature(temperature)
+    check_temperature(temperature)
 
     similarity = space.similarity(z_forget, z_retain)
     return ContrastiveLoss.apply(similarity, y_forget, y_retain, temperature)
@@ -106,43 +102,3 @@ class ContrastiveLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return grad * ctx.saved_tensors[0], None, None, None
-
-
-def info_nce(
-    x: Float[Tensor, "n dim"],
-    y: Float[Tensor, "m dim"],
-    space: Space,
-    temperature: float,
-) -> Float[Tensor, ""]:
-    r"""Symmetric InfoNCE: row i of ``x`` and of ``y`` are two views of one thing, all other rows are not.
-
-    With :math:`s_{ij}` the similarity of :math:`x_i` and :math:`y_j` in the space,
-
-    .. math:: L = -\frac{1}{2n} \sum_i \left[\log \frac{e^{s_{ii}/\tau}}{\sum_j e^{s_{ij}/\tau}}
-              + \log \frac{e^{s_{ii}/\tau}}{\sum_j e^{s_{ji}/\tau}}\right].
-
-    Args:
-        x: points of the space.
-        y: points of the space, as many.
-        space: the geometry both live in.
-        temperature: :math:`\tau > 0`, in units of similarity.
-
-    Raises:
-        HacoreError: if the views are not equally many, at least two, or ``temperature <= 0``.
-
-    Source: :cite:t:`oord2018cpc`, in the symmetric form of :cite:t:`radford2021clip`, which
-    :cite:t:`khalil2025coun` use between two views; chapter *Learning from what remains*.
-    """
-    if len(x) != len(y) or len(x) < 2:
-        raise HacoreError(
-            f"InfoNCE compares as many first as second views, at least two, not {len(x)} and {len(y)}"
-        )
-    _check_temperature(temperature)
-    similarity = space.similarity(x, y) / temperature
-    target = torch.arange(len(x), device=x.device)
-    return (cross_entropy(similarity, target) + cross_entropy(similarity.T, target)) / 2
-
-
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise HacoreError(f"the temperature must be positive, not {temperature}")
