@@ -278,7 +278,7 @@ UNLEARNING: dict[str, dict[str, dict[str, Any]]] = {"quick": {"contrastive-unlea
 # what an image is contrasted with are the others of its batch. Ten of 800 is Wang et al.'s own share.
 UNLEARNING_WITHOUT_LABELS: dict[str, dict[str, int]] = {
     "quick": {"epochs": 10, "batch_size": 128},
-    "standard": {"epochs": 5, "batch_size": 250},
+    "standard": {"epochs": 8, "batch_size": 250},
     "paper": {"epochs": 10, "batch_size": 512},
 }
 
