@@ -185,7 +185,7 @@ def _digits(recipe: str) -> Settings:
 def _cifar(recipe: str) -> Settings:
     """A small residual net on 20,000 images: about a CPU minute in bf16, two in float32.
 
-    Without labels it takes 2,500 images and more epochs: contrast needs many views, and few images are learnt
+    Without labels it takes 2,000 images and more epochs: contrast needs many views, and few images are learnt
     by heart.
     """
     if recipe in CONTRASTIVE:
@@ -197,14 +197,14 @@ def _cifar(recipe: str) -> Settings:
             radius=4.0,
             training=Training(
                 TrainConfig(
-                    epochs=80, lr=0.05, optimizer="muon", schedule="one-cycle", weight_decay=5e-4,
+                    epochs=60, lr=0.05, optimizer="muon", schedule="one-cycle", weight_decay=5e-4,
                     precision=train.fast_precision(),
                 ),
                 batch_size=250,
                 augment="simclr",
             ),
             unlearning=METHODS["original"],
-            train_images=2_500,
+            train_images=2_000,
         )  # fmt: skip
     return Settings(
         encoder="resnet9",
@@ -278,7 +278,7 @@ UNLEARNING: dict[str, dict[str, dict[str, Any]]] = {"quick": {"contrastive-unlea
 # what an image is contrasted with are the others of its batch. Ten of 800 is Wang et al.'s own share.
 UNLEARNING_WITHOUT_LABELS: dict[str, dict[str, int]] = {
     "quick": {"epochs": 10, "batch_size": 128},
-    "standard": {"epochs": 8, "batch_size": 250},
+    "standard": {"epochs": 6, "batch_size": 250},
     "paper": {"epochs": 10, "batch_size": 512},
 }
 
