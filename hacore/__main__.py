@@ -1,7 +1,8 @@
-"""The command line: ``hacore run``, ``hacore shadows``, ``hacore tune``, ``hacore results``."""
+"""The command line: ``hacore run``, ``hacore shadows``, ``hacore tune``, ``hacore results``, ``hacore audit``."""
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,9 +25,25 @@ EXAMPLES = """examples:
       search the method's settings on validation images, in three geometries, with one budget
   hacore results results
       the table of all records in a folder
+  hacore audit before.npz after.npz
+      did a service forget my images? from embeddings, or checkpoints and --images, alone
 
 A run or trial whose record is there already is not done again, so an interrupted command can be repeated.
 HACORE_DEVICE (auto, cpu, cuda, mps), HACORE_DATA and HACORE_CACHE choose device and folders."""
+
+
+AUDIT_EXAMPLES = """BEFORE and AFTER are the service before and after it was asked to forget. Each is either
+  a file of embeddings, .npz or .safetensors: arrays first and second (n, d), two different augmented views of
+  the same n images in the same order; control_first and control_second of images that nobody asked to forget;
+  the name of a space (euclidean, lorentz, poincare) and its curv, Euclidean unless told otherwise; or
+  a checkpoint that hacore.train.save_model wrote; views of the images in --images are then made here.
+The report is a page, report.html, a notebook, report.ipynb, and the data of both.
+
+examples:
+  hacore audit before.npz after.npz --images photos
+      from embeddings; the photos, sorted by name as the rows are, are shown beside the drops
+  hacore audit original.safetensors unlearned.safetensors --images mine --control others --out report
+      from checkpoints; without control images, forgetting cannot be told from any other change"""
 
 
 def number(text: str) -> int | float:
@@ -124,6 +141,33 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("results", help="show the table of the records in a folder")
     show.add_argument(
         "folder", type=Path, nargs="?", default=Path("results"), help="folder (default: results)"
+    )
+
+    audit = commands.add_parser(
+        "audit",
+        help="did a service forget the owner's images? write a report",
+        description="Did a service forget the owner's images? What its embeddings before and after show.",
+        epilog=AUDIT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    audit.add_argument("before", type=Path, help="embeddings or checkpoint before the request to forget")
+    audit.add_argument("after", type=Path, help="embeddings or checkpoint after it")
+    audit.add_argument("--images", type=Path, help="folder of the owner's images (needed with checkpoints)")
+    audit.add_argument("--control", type=Path, help="folder of images never asked to be forgotten")
+    audit.add_argument(
+        "--out", type=Path, default=Path("audit"), help="folder for the report (default: audit)"
+    )
+    audit.add_argument("--seed", type=int, default=0, help="of views, permutations, bootstrap (default: 0)")
+    audit.add_argument(
+        "--views",
+        help="with checkpoints, the augmentation that makes views: shift, crop-flip, simclr or simclr-grey "
+        "(default: that of SimCLR for images of so many colours)",
+    )
+    audit.add_argument(
+        "--layer",
+        default="embed",
+        help="with checkpoints, what is compared: embed, the points of the loss, or features, what a user is "
+        "served (default: embed)",
     )
     return top
 
@@ -234,6 +278,27 @@ def print_table(folder: Path, names: set[str] | None = None) -> None:
     print(results.provenance(frame))
 
 
+def audit(arguments: argparse.Namespace, command: str) -> None:
+    """Audit a service, write the report and print what was found."""
+    from hacore.audit import PAGE, gather, write_report
+
+    # Before minutes are spent on embeddings.
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise HacoreError(f"{arguments.out} is a file; choose another folder for the report with --out")
+    evidence = gather(
+        arguments.before,
+        arguments.after,
+        arguments.images,
+        arguments.control,
+        arguments.seed,
+        arguments.views,
+        arguments.layer,
+    )
+    found = write_report(evidence, arguments.out, arguments.seed, command)
+    print(found.sentence())
+    print(f"The report: {arguments.out / PAGE}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after one sentence on stderr when the input is unusable."""
     arguments = parser().parse_args(argv)
@@ -244,6 +309,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             shadows(arguments)
         elif arguments.command == "tune":
             tune(arguments)
+        elif arguments.command == "audit":
+            audit(arguments, shlex.join(["hacore", *(sys.argv[1:] if argv is None else argv)]))
         else:
             print_table(arguments.folder)
     except HacoreError as error:

@@ -120,3 +120,24 @@ def test_tune_names_a_damaged_search(tmp_path, capsys):
     arguments = ["tune", "single-class", "--method", "contrastive-unlearning", "--searches", str(tmp_path)]
     assert main(arguments) == 2
     assert re.fullmatch(rf"hacore: the search record .*{name} cannot be read .*\n", capsys.readouterr().err)
+
+
+def test_help_needs_no_torch_and_names_the_audit():
+    script = (
+        "import sys\nfrom hacore.__main__ import main\n"
+        "try:\n    main(['audit', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'matplotlib', 'numpy'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for word in ("BEFORE", "--images", "--control", "control_first", "report.html", "examples:"):
+        assert word in done.stdout
+
+
+def test_a_failed_audit_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", "before.npz", "after.npz"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "hacore: there is no file before.npz; check the path\n"
+    assert not list(tmp_path.iterdir())

@@ -179,6 +179,61 @@ def test_holm_by_hand():
     assert results.holm([]) == []
 
 
+def five_methods(folder):
+    """Differences to "zero" by hand: of "plus" 2, 3, 4, of "minus" -2, -3, -4, of "noise" -1, 0, 1, of "same" 5."""
+    changes = {
+        "zero": (0, 0, 0),
+        "plus": (2, 3, 4),
+        "minus": (-2, -3, -4),
+        "noise": (-1, 0, 1),
+        "same": (5,) * 3,
+    }
+    for method, differences in changes.items():
+        for seed, difference in enumerate(differences):
+            results.write(record(f"{method}-{seed}", seed, method, 50.0 + 10 * seed + difference), folder)
+    return results.load(folder)
+
+
+def test_against_by_hand(tmp_path):
+    frame = five_methods(tmp_path)
+    # p = 0.035098 as above for plus and minus: times 2 it is more than 0.05, alone it is not.
+    out = results.against(frame, "retain_test_accuracy", "zero", ["plus", "minus"])
+    assert out.index.tolist() == ["plus", "minus"]
+    assert out["mean"].tolist() == [3, -3]
+    assert out["p"].tolist() == [0.035, 0.035]
+    assert out["p Holm"].tolist() == [0.07, 0.07]
+    assert out["verdict"].tolist() == ["no difference shown"] * 2
+    alone = [results.against(frame, "retain_test_accuracy", "zero", [name]) for name in ("plus", "minus")]
+    assert [one["verdict"].item() for one in alone] == ["higher", "lower"]
+    assert [one["n"].item() for one in alone] == [3, 3]
+
+
+def test_against_everybody_else(tmp_path):
+    out = results.against(five_methods(tmp_path), "retain_test_accuracy", "zero")
+    assert out.index.tolist() == ["minus", "noise", "plus", "same"]
+    # No test can be made where nothing varies; it counts among the comparisons all the same.
+    assert out.loc["same", ["mean", "p", "p Holm", "verdict"]].tolist() == [5, 1, 1, "no difference shown"]
+    assert out.loc["plus", "p Holm"] == pytest.approx(4 * 0.035098, abs=1e-3)
+
+
+def test_compare_keeps_names_of_several_parts(tmp_path):
+    zero = {"method": "zero"}
+    pairs = {("x", "up"): ({"method": "plus"}, zero), ("x", "down"): ({"method": "minus"}, zero)}
+    out = results.compare(five_methods(tmp_path), "retain_test_accuracy", pairs)
+    assert out.loc["x"].loc["down", "mean"] == -3
+    assert list(out) == ["mean", "low", "high", "p", "p Holm", "n", "verdict"]
+
+
+def test_sources_link_to_every_record(folder):
+    frame = results.load(folder)
+    text = results.sources({"first": frame, "second": frame.head(1)})
+    one, two = text.split("\n\n")
+    assert one.startswith(f"**first**: {results.provenance(frame)}.")
+    assert one.count("](") == 6
+    assert two.startswith("**second**: 1 runs")
+    assert f"[original-0]({frame['record'][0]})" in two
+
+
 def two_lifts(folder):
     for lift in ("free", "clipped"):
         one = record(f"lift-{lift}", 0, "original")

@@ -40,20 +40,40 @@ def weights(model):
     return torch.cat([value.double().flatten() for value in model.state_dict().values()])
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_no_method_changes_the_model_it_is_given(flat_request, name):
-    before = weights(flat_request.model)
-    outcome = answer(name)(flat_request)
-    assert torch.equal(weights(flat_request.model), before)
-    assert outcome.model is not flat_request.model
+@pytest.fixture(scope="module")
+def encoder_request():
+    return prepare(tiny_run(**ENCODER))
+
+
+ENCODER = {"scenario": "random-samples", "forget": 40, "recipe": "simclr"}
+EVERY_METHOD = pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, one in METHODS.items() for kind in one.kinds if kind != "moco"]
+)
+
+
+def asked(kind, flat_request, encoder_request, name):
+    """A request about such a model, and the method with settings that suit it."""
+    if kind == "classifier":
+        return flat_request, answer(name)
+    return encoder_request, tiny_run(method=name, **ENCODER).resolved().unlearning
+
+
+@EVERY_METHOD
+def test_no_method_changes_the_model_it_is_given(flat_request, encoder_request, name, kind):
+    request, method = asked(kind, flat_request, encoder_request, name)
+    before = weights(request.model)
+    outcome = method(request)
+    assert torch.equal(weights(request.model), before)
+    assert outcome.model is not request.model
     assert not outcome.model.training
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_no_method_reads_the_test_split(flat_request, name):
-    data = flat_request.dataset
+@EVERY_METHOD
+def test_no_method_reads_the_test_split(flat_request, encoder_request, name, kind):
+    request, method = asked(kind, flat_request, encoder_request, name)
+    data = request.dataset
     other = replace(data, test_images=255 - data.test_images)
-    outcomes = [answer(name)(replace(flat_request, dataset=each)) for each in (data, other)]
+    outcomes = [method(replace(request, dataset=each)) for each in (data, other)]
     assert torch.equal(*(weights(outcome.model) for outcome in outcomes))
 
 

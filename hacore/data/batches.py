@@ -40,7 +40,8 @@ class Augment:
     The other two make views for contrastive learning: ``"simclr"`` resizes a random crop of 20-100 % of the
     area, mirrors half of the images, varies brightness, contrast and saturation by 40 % and hue by 10 % in 80 %
     of them, and takes the colour out of 20 % (:cite:t:`chen2020simclr` for CIFAR); ``"simclr-grey"``, for digits,
-    which have no colour and must not be mirrored, resizes a crop of 50-100 % and turns, shears and shifts it.
+    which have no colour and must not be mirrored, resizes a crop of 50-100 % and turns, shears and shifts half of
+    them.
 
     Raises:
         HacoreError: if the name is unknown.

@@ -83,7 +83,7 @@ class Audit:
             f"({100 * self.level:g} % interval {self.low:.2f} to {self.high:.2f}, p = {self.p_value:.4f})"
         )
         other = (
-            f"those of {self.n_control} control images" if self.n_control else "those of two different images"
+            f"that of {self.n_control} control images" if self.n_control else "that of two different images"
         )
         start = (
             f"To the service, the likeness of two views of each of your {self.n} images dropped by {measured} "

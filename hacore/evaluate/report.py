@@ -25,7 +25,7 @@ def evaluate(
     split: Split,
     reference: nn.Module | None = None,
     precision: str = "no",
-    augment: str = "none",
+    augment: str | None = None,
     before: nn.Module | None = None,
 ) -> dict[str, float]:
     """All measures of one model, from one pass over the images.
@@ -46,7 +46,7 @@ def evaluate(
         dataset, split: what it was asked to forget.
         reference: Retrain's model, for the measures that compare with it; without one they are absent.
         precision: that of the encoders, as in training.
-        augment: that of training, which makes the views of encoders that learnt without labels.
+        augment: that of training, which makes the views of encoders that learnt without labels; None is SimCLR's.
         before: the model that was asked, for :func:`owners_audit` of such an encoder; without it that is absent.
 
     Returns:
@@ -75,13 +75,14 @@ def _of_encoder(
     split: Split,
     reference: nn.Module | None,
     precision: str,
-    augment: str,
+    augment: str | None,
     before: nn.Module | None,
 ) -> dict[str, float]:
     def probed(encoder: nn.Module) -> Probed:
         images, labels, retain = dataset.train_images, split.labels, split.retain
         return probe(encoder, images, labels, retain, len(dataset.classes), precision)
 
+    augment = augment or ("simclr" if dataset.channels == 3 else "simclr-grey")
     mine = probed(model)
     out = evaluate(mine, dataset, split, None if reference is None else probed(reference), precision)
     out |= neighbours(mine, dataset, split, precision)
@@ -92,17 +93,20 @@ def _of_encoder(
 
 
 def neighbours(model: nn.Module, dataset: Dataset, split: Split, precision: str = "no") -> dict[str, float]:
-    """Accuracy in percent of nearest retain neighbours: ``knn_retain_test_accuracy``, ``knn_forget_train_accuracy``.
+    """Accuracy in percent of nearest retain neighbours: ``knn_PART_accuracy`` of retain, forget and test images.
 
-    ``model`` is as for :func:`evaluate`; the neighbours are among at most 5,000 retain images. See
-    :func:`~hacore.evaluate.probing.knn_accuracy`.
+    PART is ``retain_train``, ``forget_train`` or ``retain_test``; ``model`` is as for :func:`evaluate`. The
+    neighbours are half of at most 5,000 retain images, drawn at random, and ``retain_train`` is the other half: an
+    image is no neighbour of its own. See :func:`~hacore.evaluate.probing.knn_accuracy`.
     """
     seen = on_split(model, dataset, split, precision)
-    known = seen["retain_train"]
+    retain = seen["retain_train"]
+    order = torch.randperm(len(retain.labels), generator=generator("neighbours"))
+    known, rest = (retain.take(half) for half in order.tensor_split(2))
+    asked = {"retain_train": rest, "forget_train": seen["forget_train"], "retain_test": seen["retain_test"]}
     return {
-        f"knn_{part}_accuracy": knn_accuracy(known.features, known.labels, asked.features, asked.labels)
-        for part, asked in seen.items()
-        if part in ("retain_test", "forget_train")
+        f"knn_{part}_accuracy": knn_accuracy(known.features, known.labels, one.features, one.labels)
+        for part, one in asked.items()
     }
 
 

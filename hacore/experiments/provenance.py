@@ -13,7 +13,7 @@ from hacore import train
 
 PACKAGE = Path(__file__).parent.parent
 # The layers that training goes through; what lies above them does not change an original model.
-TRAINING_CODE = ("files.py", "geometry", "data", "encoders.py", "models.py", "train")
+TRAINING_CODE = ("files.py", "geometry", "data", "encoders.py", "losses", "models", "train")
 
 
 def environment() -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _commit() -> str:
 
 def _code_digest(parts: tuple[str, ...] | None = None) -> str:
     """A digest of the package's code, or of some of its modules; reports and pictures are left out."""
-    outside = {"__main__.py", "results.py", "plots", "search.py"}
+    outside = {"__main__.py", "results.py", "plots", "search.py", "audit"}
     chosen = [
         path
         for path in sorted(PACKAGE.rglob("*.py"))

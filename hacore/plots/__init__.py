@@ -1,5 +1,6 @@
 """Figures from arrays and tables, drawn with matplotlib; nothing here imports torch."""
 
+from hacore.plots.alignment import drops, gallery, matrices, spaced
 from hacore.plots.audits import attacks, confusion_flow, radii, radius_histograms
 from hacore.plots.exploration import explorer
 from hacore.plots.forgetting import Panel, embeddings, plane, traces
@@ -7,6 +8,6 @@ from hacore.plots.gradients import Field, fields
 from hacore.plots.style import png, slider, use_style
 
 __all__ = [
-    "Field", "Panel", "attacks", "confusion_flow", "embeddings", "explorer", "fields", "plane", "png", "radii",
-    "radius_histograms", "slider", "traces", "use_style",
+    "Field", "Panel", "attacks", "confusion_flow", "drops", "embeddings", "explorer", "fields", "gallery", "matrices",
+    "plane", "png", "radii", "radius_histograms", "slider", "spaced", "traces", "use_style",
 ]  # fmt: skip
