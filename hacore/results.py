@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,53 @@ def paired(frame: pd.DataFrame, metric: str, a: dict[str, Any], b: dict[str, Any
     return out | {"p": float(stats.ttest_1samp(difference, 0.0).pvalue) if varies else math.nan}
 
 
+def compare(
+    frame: pd.DataFrame, metric: str, pairs: Mapping[Any, tuple[dict[str, Any], dict[str, Any]]]
+) -> pd.DataFrame:
+    """Several paired differences of one metric, corrected together for their number, with a verdict each.
+
+    Args:
+        frame: a table from :func:`load`.
+        metric: the column to compare.
+        pairs: name of a row -> the two sides (a, b) of :func:`paired`.
+
+    Returns:
+        A row for each pair: ``mean``, ``low``, ``high`` and ``p`` of a - b, ``p Holm`` (:func:`holm`), ``n``, and
+        ``verdict``: "lower" or "higher" where ``p Holm`` is below 0.05, else "no difference shown". Where the
+        differences do not vary, no test can be made: p is 1.
+
+    Raises:
+        HacoreError: if a pair shares no seed, or a side has several records of one seed.
+    """
+    columns = ["mean", "low", "high", "p", "n"]
+    rows = {name: paired(frame, metric, *sides) for name, sides in pairs.items()}
+    # Joined column by column, so that names which are tuples make a table of several levels.
+    out = pd.DataFrame({c: pd.Series({name: row[c] for name, row in rows.items()}) for c in columns})
+    out["p"] = out["p"].fillna(1.0)
+    out.insert(4, "p Holm", holm(out["p"].tolist()))
+    sure = out["p Holm"] < 0.05
+    out["verdict"] = "no difference shown"
+    out.loc[sure & (out["mean"] < 0), "verdict"] = "lower"
+    out.loc[sure & (out["mean"] > 0), "verdict"] = "higher"
+    return out.astype({"n": int}).round(3)
+
+
+def against(
+    frame: pd.DataFrame, metric: str, other: str, methods: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """:func:`compare` of methods with one other method: theirs minus its own, over paired seeds.
+
+    Args:
+        frame: a table from :func:`load` of one request and geometry.
+        metric: the column to compare.
+        other: the method to compare with.
+        methods: which, in this order; None takes all others, Original and Retrain too.
+    """
+    if methods is None:
+        methods = [name for name in dict.fromkeys(frame["method"]) if name != other]
+    return compare(frame, metric, {name: ({"method": name}, {"method": other}) for name in methods})
+
+
 def table(
     frame: pd.DataFrame, metrics: dict[str, str], by: Sequence[str] = ("space", "method")
 ) -> pd.DataFrame:
@@ -295,3 +342,16 @@ def provenance(frame: pd.DataFrame) -> str:
         f"{len(frame)} runs, seeds {', '.join(map(str, seeds))}; {several('env_hardware')}; "
         f"torch {several('env_torch')}; commit {several('env_commit')}; {frame['seconds'].sum():.0f} s in all"
     )
+
+
+def sources(frames: Mapping[str, pd.DataFrame]) -> str:
+    """Markdown that says where the numbers of a chapter come from: :func:`provenance` and a link to each record.
+
+    Args:
+        frames: what they are -> a table from :func:`load`, read from the chapter's own folder.
+    """
+    parts = []
+    for title, frame in frames.items():
+        links = ", ".join(f"[{Path(path).stem}]({path})" for path in frame["record"])
+        parts.append(f"**{title}**: {provenance(frame)}. The records: {links}")
+    return "\n\n".join(parts)

@@ -3,6 +3,7 @@
 The only place that puts data, model, method and evaluation together.
 """
 
+from hacore.experiments.cost import paper_commands, paper_cost
 from hacore.experiments.perform import (
     Prepared,
     build,
@@ -38,6 +39,8 @@ __all__ = [
     "checkpoint",
     "environment",
     "grid",
+    "paper_commands",
+    "paper_cost",
     "prepare",
     "profile",
     "run",

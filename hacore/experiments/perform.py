@@ -183,6 +183,8 @@ def run(run: Run, prepared: Request | Prepared | None = None, cache: Path | None
 def training_flops(run: Run, images: int = 45_000, channels: int = 3, size: int = 32) -> float:
     """FLOPs of one training of a run's encoder, forward and backward; nothing is computed, no data read.
 
+    Without labels it sees every image in two views; MoCo's second encoder, which has no backward pass, is left out.
+
     Args:
         run: whose encoder, batch size and epochs count.
         images: how many it trains on; 45,000 are those of CIFAR-10 or CIFAR-100 without validation.
@@ -192,7 +194,8 @@ def training_flops(run: Run, images: int = 45_000, channels: int = 3, size: int 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         body = encoder(settings.encoder, channels=channels, dim=settings.dim)
         body(torch.empty(2, channels, size, size)).sum().backward()
-    return counter.get_total_flops() / 2 * images * settings.training.loop.epochs
+    views = CONTRASTIVE[settings.head].views if settings.head in CONTRASTIVE else 1
+    return counter.get_total_flops() / 2 * views * images * settings.training.loop.epochs
 
 
 def grid(
