@@ -39,16 +39,10 @@ def result(evidence: Evidence, seed: int = 0, level: float = 0.95) -> Audit:
 
 
 def image_drops(evidence: Evidence) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The drop of each own image's true pair, and what it is compared with, in standard deviations.
-
-    That is the drop of each control image or, without any, of the mean mismatched pair of each own image: the
-    difference of the two means is the calibrated score.
-    """
-    pool = auditing._pooled(evidence.own, evidence.control)
-    everyone = torch.ones(len(pool[0]), 1, dtype=torch.bool)
-    parts = auditing._standardised(pool, (evidence.before.space, evidence.after.space), everyone)
-    n, drop = len(evidence.before.first), parts.drop.squeeze(1).numpy()
-    return drop[:n], drop[n:] if evidence.control is not None else parts.own_mismatched.squeeze(1).numpy()
+    """The drops of :func:`hacore.evaluate.auditing.image_drops`, as arrays."""
+    spaces = evidence.before.space, evidence.after.space
+    own, compared = auditing.image_drops(evidence.own, *spaces, evidence.control)
+    return own.numpy(), compared.numpy()
 
 
 def matrices_figure(evidence: Evidence) -> Figure:

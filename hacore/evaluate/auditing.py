@@ -219,6 +219,20 @@ def audit(
     )
 
 
+def image_drops(
+    own: FourViews, space_before: Space, space_after: Space, control: FourViews | None = None
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"]]:
+    """The drop :math:`d_i` of each own image, and what :func:`audit` compares with it, in standard deviations.
+
+    That is the drop of each control image or, without any, of the mean mismatched pair of each own image: the
+    difference of the two means is the calibrated score. Arguments and errors as there, ``own`` being its first four.
+    """
+    pool = _pooled(own, control)
+    parts = _standardised(pool, (space_before, space_after), torch.ones(len(pool[0]), 1, dtype=torch.bool))
+    mine, rest = parts.drop.squeeze(1).tensor_split([len(own[0])])
+    return mine, rest if control is not None else parts.own_mismatched.squeeze(1)
+
+
 def false_alarm_rate(
     before_first: Points,
     before_second: Points,
