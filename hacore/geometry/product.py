@@ -64,6 +64,12 @@ class HyperbolicDistances(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # Autocast would round the products, should a caller ask for gradients inside it.
+        with torch.autocast(grad.device.type, enabled=False):
+            return HyperbolicDistances._backward(ctx, grad)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, slope, signed, r, left, right, pull_x, pull_y = ctx.saved_tensors
         weight = grad * slope  # r d loss / d u; r x is what u depends on, so the two r cancel in grad_x
         lever = torch.addcmul(weight, weight, u)
@@ -147,7 +153,8 @@ class CosineMatrix(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, y, shrink_x, shrink_y = ctx.saved_tensors
-        return _across(x, grad @ y, shrink_x), _across(y, grad.T @ x, shrink_y)
+        with torch.autocast(grad.device.type, enabled=False):
+            return _across(x, grad @ y, shrink_x), _across(y, grad.T @ x, shrink_y)
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:

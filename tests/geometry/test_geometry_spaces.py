@@ -304,3 +304,33 @@ def test_every_device_gives_the_results_of_the_cpu_in_float64(name, device):
         assert a.device.type == device
         assert a.dtype == torch.float32
         torch.testing.assert_close(a.cpu().double(), b, rtol=1e-4, atol=1e-4 * float(b.detach().abs().max()))
+
+
+@names
+def test_gradients_asked_for_inside_autocast_are_those_outside(name):
+    where = space(name)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (where.random(8, 16, generator=generator).requires_grad_() for _ in range(2))
+    outside = torch.autograd.grad(where.similarity(x, y).square().sum(), (x, y))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(where.similarity(x, y).square().sum(), (x, y))
+    for ours, theirs in zip(inside, outside, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@names
+def test_paired_similarity_is_the_diagonal_of_similarity(name):
+    where = space(name)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (where.random(8, 16, generator=generator) for _ in range(2))
+    torch.testing.assert_close(
+        where.paired_similarity(x, y), where.similarity(x, y).diagonal(), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["cosine", "dot", "distance"])
+def test_paired_similarity_knows_the_kinds_of_euclidean_space(kind):
+    flat = Euclidean(similarity=kind)
+    x, y = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[4.0, 3.0], [0.0, 2.0]])
+    expected = {"cosine": [0.96, 0.0], "dot": [24.0, 0.0], "distance": [-(2**0.5), -(5**0.5)]}[kind]
+    torch.testing.assert_close(flat.paired_similarity(x, y), torch.tensor(expected))
