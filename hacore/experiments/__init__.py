@@ -3,7 +3,7 @@
 The only place that puts data, model, method and evaluation together.
 """
 
-from hacore.experiments.cost import paper_commands, paper_cost
+from hacore.experiments.cost import GPU, paper_commands, paper_cost
 from hacore.experiments.perform import (
     Prepared,
     build,
@@ -29,6 +29,7 @@ from hacore.experiments.shadows import shadow_splits, shadows
 __all__ = [
     "CODE",
     "COMMIT",
+    "GPU",
     "PROFILES",
     "RECIPES",
     "SCENARIOS",

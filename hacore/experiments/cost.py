@@ -74,7 +74,7 @@ def paper_commands(records: pd.DataFrame, data: Iterable[str] = tuple(PROFILES[P
         HacoreError: if the records are of several requests, or lack seeds below their largest.
     """
     request, commands = _request(records), []
-    every = {name for name, method in METHODS.items() if method.fits(request.scenario)}
+    every = {name for name, method in METHODS.items() if method.fits(request.scenario, request.kind)}
     seeds = sorted({int(seed) for seed in records["seed"]})
     if seeds != list(range(len(seeds))):
         raise HacoreError(f"one command makes the seeds from 0 on, not {seeds}; give records of those")

@@ -17,6 +17,7 @@ from hacore.unlearning.base import (
     Training,
     train_on,
     training_loss,
+    walk,
 )
 from hacore.unlearning.calibration import AlignmentCalibration
 from hacore.unlearning.contrastive import ContrastiveUnlearning, forgotten
@@ -106,4 +107,5 @@ __all__ = [
     "method",
     "train_on",
     "training_loss",
+    "walk",
 ]
