@@ -372,7 +372,9 @@ def _drops_block(evidence: Evidence, found: Audit) -> _Block:
 def _limits(found: Audit) -> _Block:
     control = (
         "It is right about the rate of false alarms, 5 %, if the control images are of the kind of yours and the "
-        "service treated both alike but for your request. Control images of another kind can raise or hide an alarm."
+        "service treated both alike but for your request. Control images of another kind can raise or hide an alarm: "
+        "images the service never trained on agree less to begin with, and a mere update moves them less. Best hold "
+        "back some of your own images, which the service trained on too and is not asked to forget."
         if found.n_control
         else "Without control images it cannot tell forgetting from any other loss of agreement, such as that of a "
         "service which was merely trained again: there is no rate of false alarms to rely on."

@@ -144,10 +144,12 @@ def audit(
 
     With a control, the score is the mean of :math:`d_i` over own images minus that over control images, and
     the p-value that of a permutation of images between the two groups; it is exact, whatever the service did,
-    if it did the same to both. Without one, the mean mismatched pair of row i takes the place of :math:`\mu`,
-    the score is the mean of :math:`d_i`, and the p-value that of a flip of the signs of :math:`d_i`. That test
-    cannot tell forgetting from any other loss of alignment, and as :math:`\sigma` is estimated from few images,
-    its level is 8 % for 10 or 20 images rather than 5 %, which it has from about 50 on.
+    if it did the same to both and they were alike before. Members of the training set against images that were
+    never in it are not: an update without any request is then called forgetting too often (chapter *The owner's
+    audit*); a fair control was trained on too. Without a control, the mean mismatched pair of row i takes the
+    place of :math:`\mu`, the score is the mean of :math:`d_i`, and the p-value that of a flip of the signs of
+    :math:`d_i`. That test cannot tell forgetting from any other loss of alignment, and as :math:`\sigma` is
+    estimated from few images, its level is 8 % for 10 or 20 images rather than 5 %, which it has from about 50 on.
 
     Both tests are one-sided, at 5 %, with 9,999 seeded permutations and one added to the count, so that no
     p-value is 0. Intervals are percentiles of 2,000 bootstrap samples of images, :math:`\mu` and

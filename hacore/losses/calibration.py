@@ -38,8 +38,8 @@ def alignment_calibration(
       of the softmax. It keeps the pull of :math:`\alpha` within bounds: with :math:`\gamma = \alpha` pull and
       push on the pairs of an anchor sum to zero, and both fade once the mismatched pair has all of the softmax;
     - *positive calibration*, :math:`\beta`, pushes the two views of a forget image from each other, the pull
-      of training undone. The push is constant: only other terms stop it where views are as unlike as those of
-      different images, and where similarity is minus a distance, it has no end of its own.
+      of training undone. The push is constant in units of similarity: only other terms stop it where views are
+      as unlike as those of different images, and where similarity is minus a distance, it has no end of its own.
 
     A weight of 0 takes its term away. :math:`\alpha` also counts forget anchors in the denominator, so that
     it moves weight from the retain term to them. With several processes counts are those of all, so that
