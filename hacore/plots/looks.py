@@ -49,7 +49,7 @@ METHOD_LOOKS: dict[str, tuple[Any, str]] = {
     "row-replacement": (_polygon((-0.4, -1), (0.4, -1), (0.4, 1), (-0.4, 1)), GREY),
 }
 OTHER_METHODS: tuple[tuple[Any, str], ...] = (
-    ((5, 0, 45), PURPLE), ((8, 1, 0), SKY), ("8", RED), ((4, 0, 20), GREEN), ((5, 1, 36), ORANGE),
+    ((5, 0, 45), PURPLE), ((7, 1, 0), SKY), ("8", RED), ((4, 0, 20), GREEN), ((5, 1, 36), ORANGE),
 )  # fmt: skip
 
 SPACE_COLOURS = {"euclidean": BLUE, "lorentz": ORANGE, "poincare": GREEN}
