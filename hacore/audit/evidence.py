@@ -20,7 +20,7 @@ from hacore import geometry
 from hacore.data import Augment
 from hacore.data.dataset import generator
 from hacore.errors import HacoreError
-from hacore.evaluate.alignment import views
+from hacore.evaluate.alignment import simclr, views
 from hacore.geometry import Space
 from hacore.train import device, load_model
 
@@ -260,7 +260,7 @@ def _from_checkpoints(
         raise HacoreError(
             f"images in {images} and {control} differ in size; resize them to that of the training images"
         )
-    name = augmentation or ("simclr" if channels[0] == 3 else "simclr-grey")
+    name = augmentation or simclr(channels[0])
     where = device()
     sides: list[Side] = []
     for path, model in zip((before, after), models, strict=True):

@@ -17,7 +17,7 @@ from hacore.data import Augment, Dataset, Split, as_float
 from hacore.data.dataset import generator
 from hacore.errors import HacoreError
 from hacore.evaluate.attacks import auc
-from hacore.evaluate.outputs import evaluating, wide
+from hacore.evaluate.outputs import drawn, evaluating, wide
 from hacore.geometry import Euclidean, Space
 
 AUGMENTED = 500  # images of a batch: it decides which image gets which variation, so it is no option
@@ -208,6 +208,11 @@ def encoder_membership(
     }
 
 
+def simclr(channels: int) -> str:
+    """The name of SimCLR's augmentation for images of so many channels."""
+    return "simclr" if channels == 3 else "simclr-grey"
+
+
 def representation(
     model: nn.Module,
     dataset: Dataset,
@@ -241,7 +246,7 @@ def representation(
     Raises:
         HacoreError: if a part is empty, views cannot be made, or the model gives NaN or infinite points.
     """
-    name = augment or ("simclr" if dataset.channels == 3 else "simclr-grey")
+    name = augment or simclr(dataset.channels)
     parts = {
         "forget": (dataset.train_images, split.forget),
         "retain": (dataset.train_images, split.retain),
@@ -255,8 +260,7 @@ def representation(
     for part, (images, index) in parts.items():
         if part == "test_forget" and not len(index):
             continue
-        order = torch.randperm(len(index), generator=generator(seed, "representation", part))
-        some = index[order[:most].sort().values.to(index.device)]
+        some = index[drawn(len(index), most, seed, "representation", part).to(index.device)]
         # Hashed, because a step of training with this seed would vary images in the same way.
         varied = Augment(name, generator(seed, "views", part).initial_seed())
         features, points = _views(

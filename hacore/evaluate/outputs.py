@@ -33,7 +33,7 @@ class Outputs(NamedTuple):
 
     def draw(self, count: int, *key: int | str) -> "Outputs":
         """At most ``count`` of the images, drawn at random; the same ``key`` draws the same ones."""
-        return self.take(_drawn(len(self.labels), count, *key))
+        return self.take(drawn(len(self.labels), count, *key))
 
     def compared(self, name: str) -> "Outputs":
         """The images of the part called ``name`` on which models are compared, see :func:`to_compare`."""
@@ -120,7 +120,7 @@ def on_split(model: nn.Module, dataset: Dataset, split: Split, precision: str = 
     """What ``model`` makes of every part of a split that has images; of ``retain_train`` of 5,000 at most."""
     every = parts(dataset, split)
     images, labels, index = every["retain_train"]
-    some = _drawn(len(index), RETAINED, "retained").to(index.device)
+    some = drawn(len(index), RETAINED, "retained").to(index.device)
     every["retain_train"] = (images, labels, index[some])
     return {name: outputs(model, *part, precision) for name, part in every.items()}
 
@@ -133,12 +133,13 @@ def to_compare(model: nn.Module, dataset: Dataset, split: Split, precision: str 
     out = {}
     for name in ("retain_test", "forget_train"):
         images, labels, index = parts(dataset, split)[name]
-        some = _drawn(len(index), COMPARED, "compared", name).to(index.device)
+        some = drawn(len(index), COMPARED, "compared", name).to(index.device)
         out[name] = outputs(model, images, labels, index[some], precision)
     return out
 
 
-def _drawn(n: int, count: int, *key: int | str) -> Tensor:
+def drawn(n: int, count: int, *key: int | str) -> Tensor:
+    """At most ``count`` of the numbers below n, sorted; the same ``key`` draws the same ones."""
     return torch.randperm(n, generator=generator(*key))[:count].sort().values
 
 

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from hacore.data import Augment, Dataset, Split
 from hacore.data.dataset import generator
 from hacore.evaluate.accuracy import accuracies
-from hacore.evaluate.alignment import representation, views
+from hacore.evaluate.alignment import representation, simclr, views
 from hacore.evaluate.attacks import membership
 from hacore.evaluate.auditing import FORGOTTEN, audit
 from hacore.evaluate.confusion import confusion
 from hacore.evaluate.embeddings import embeddings
-from hacore.evaluate.outputs import on_split, to_compare
+from hacore.evaluate.outputs import Outputs, drawn, on_split, to_compare
 from hacore.evaluate.probing import Probed, knn_accuracy, probe
 from hacore.evaluate.relearning import relearn
 from hacore.models import Classifier, ContrastiveEncoder
@@ -57,7 +57,17 @@ def evaluate(
     """
     if isinstance(model, ContrastiveEncoder):
         return _of_encoder(model, dataset, split, reference, precision, augment, before)
-    seen = on_split(model, dataset, split, precision)
+    return _measured(model, on_split(model, dataset, split, precision), dataset, split, reference, precision)
+
+
+def _measured(
+    model: nn.Module,
+    seen: dict[str, Outputs],
+    dataset: Dataset,
+    split: Split,
+    reference: nn.Module | None,
+    precision: str,
+) -> dict[str, float]:
     theirs = None if reference is None else to_compare(reference, dataset, split, precision)
     clean = torch.equal(split.labels, dataset.train_labels)
     out = accuracies(seen) | membership(seen, clean) | confusion(seen, theirs)
@@ -82,24 +92,24 @@ def _of_encoder(
         images, labels, retain = dataset.train_images, split.labels, split.retain
         return probe(encoder, images, labels, retain, len(dataset.classes), precision)
 
-    augment = augment or ("simclr" if dataset.channels == 3 else "simclr-grey")
+    augment = augment or simclr(dataset.channels)
     mine = probed(model)
-    out = evaluate(mine, dataset, split, None if reference is None else probed(reference), precision)
-    out |= neighbours(mine, dataset, split, precision)
+    theirs = None if reference is None else probed(reference)
+    seen = on_split(mine, dataset, split, precision)
+    out = _measured(mine, seen, dataset, split, theirs, precision) | neighbours(seen)
     out |= representation(model, dataset, split, precision, augment)
     if before is not None:
         out |= owners_audit(before, model, dataset, split, precision, augment)
     return out
 
 
-def neighbours(model: nn.Module, dataset: Dataset, split: Split, precision: str = "no") -> dict[str, float]:
+def neighbours(seen: dict[str, Outputs]) -> dict[str, float]:
     """Accuracy in percent of nearest retain neighbours: ``knn_PART_accuracy`` of retain, forget and test images.
 
-    PART is ``retain_train``, ``forget_train`` or ``retain_test``; ``model`` is as for :func:`evaluate`. The
+    PART is ``retain_train``, ``forget_train`` or ``retain_test``; ``seen`` is of :func:`on_split`. The
     neighbours are half of at most 5,000 retain images, drawn at random, and ``retain_train`` is the other half: an
     image is no neighbour of its own. See :func:`~hacore.evaluate.probing.knn_accuracy`.
     """
-    seen = on_split(model, dataset, split, precision)
     retain = seen["retain_train"]
     order = torch.randperm(len(retain.labels), generator=generator("neighbours"))
     known, rest = (retain.take(half) for half in order.tensor_split(2))
@@ -129,8 +139,7 @@ def owners_audit(
     sides = {"forget": (dataset.train_images, split.forget), "test": (dataset.test_images, split.test)}
     seen: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
     for side, (images, index) in sides.items():
-        order = torch.randperm(len(index), generator=generator(seed, "audit", side))
-        some = index[order[:AUDITED].sort().values.to(index.device)]
+        some = index[drawn(len(index), AUDITED, seed, "audit", side).to(index.device)]
         varied = Augment(augment, generator(seed, "audit views", side).initial_seed())
         first, second = (views(model, images, some, varied, 2, precision) for model in (before, after))
         seen[side] = (first[0], first[1], second[0], second[1])

@@ -8,6 +8,7 @@ import torch
 from tiny import tiny_run
 
 from hacore.evaluate import evaluate
+from hacore.evaluate.outputs import on_split
 from hacore.evaluate.probing import probe
 from hacore.evaluate.report import neighbours, owners_audit
 from hacore.experiments import Prepared, prepare, run
@@ -65,7 +66,7 @@ def test_half_of_the_retain_images_are_neighbours_of_the_others(asked):
     images = torch.zeros_like(asked.dataset.train_images)
     images.flatten(1)[torch.arange(len(images)), asked.dataset.train_labels] = 255
     told = replace(asked.dataset, train_images=images)
-    out = neighbours(Told(), told, asked.split)
+    out = neighbours(on_split(Told(), told, asked.split))
     assert out["knn_retain_train_accuracy"] == 100
     assert out["knn_forget_train_accuracy"] == 100
     assert out["knn_retain_test_accuracy"] < 100
