@@ -21,6 +21,8 @@ EXAMPLES = """examples:
       the same in three geometries, five paired seeds
   HACORE_DATA=~/data hacore run single-class --data cifar10 --profile standard --space poincare --seeds 3
       CIFAR-10 from parquet files in ~/data/cifar10; without HACORE_DATA they come from the hub
+  hacore run concepts --space lorentz --forget triangle,square --method retrain,ac,hac --seeds 3
+      forget two shapes of the concept world in MERU; without --space in CLIP
   hacore tune single-class --method contrastive-unlearning --space all --trials 20
       search the method's settings on validation images, in three geometries, with one budget
   hacore results results
@@ -46,16 +48,28 @@ examples:
       from checkpoints; without control images, forgetting cannot be told from any other change"""
 
 
-def number(text: str) -> int | float:
-    """A whole number, or one with a point."""
-    return float(text) if "." in text else int(text)
+def to_forget(text: str) -> int | float | str:
+    """A whole number, one with a point, or names."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+# What is forgotten differs in kind between scenarios, and so do the usual data, training, lift and request.
+USUAL = {"data": "digits", "recipe": "generalising", "lift": "clipped", "forget": 5}
+USUAL_CONCEPTS = {"data": "world", "recipe": "image-text", "lift": "free", "forget": "triangle"}
 
 
 def add_request(command: argparse.ArgumentParser) -> None:
     """What ``run``, ``shadows`` and ``tune`` share: which request to forget, answered by what, in which geometry."""
-    command.add_argument("scenario", help="what is forgotten: single-class or random-samples")
     command.add_argument(
-        "--data", default="digits", help="digits, cifar10, cifar100 or svhn (default: digits)"
+        "scenario", help="what is forgotten: single-class, random-samples, concepts or concepts-in-turn"
+    )
+    command.add_argument(
+        "--data", help="digits, cifar10, cifar100, svhn, or world (default: digits; of concepts: world)"
     )
     command.add_argument(
         "--profile",
@@ -67,20 +81,22 @@ def add_request(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--lift",
-        default="clipped",
-        help="how features become points: free, clipped, fixed, or all (default: clipped)",
+        help="how features become points: free, clipped, fixed, or all (default: clipped; of concepts: free)",
     )
     command.add_argument(
         "--recipe",
-        default="generalising",
-        help="training: generalising or memorising; simclr or moco without labels (default: generalising)",
+        help="training: generalising or memorising; simclr or moco without labels; image-text (CLIP in euclidean "
+        "space, MERU in others) or hierarchy for concepts (default: generalising; of concepts: image-text)",
     )
     command.add_argument(
         "--method", default="all", help="a method, several with commas, or all (default: all)"
     )
     command.add_argument("--curv", type=float, default=1.0, help="c > 0; the curvature is -c (default: 1)")
     command.add_argument(
-        "--forget", type=number, default=5, help="the class, or how many random samples, or which share (0.1)"
+        "--forget",
+        type=to_forget,
+        help="the class, or how many random samples, or which share (0.1), or names of concepts with commas between "
+        "them (default: 5; of concepts: triangle)",
     )
 
 
@@ -190,18 +206,12 @@ def run(arguments: argparse.Namespace) -> None:
     print_table(arguments.results, names)
 
 
-def model_kind(arguments: argparse.Namespace) -> str:
-    """The kind of model that the recipe trains."""
-    from hacore.models import CONTRASTIVE
-
-    return arguments.recipe if arguments.recipe in CONTRASTIVE else "classifier"
-
-
 def fitting_methods(arguments: argparse.Namespace) -> list[str]:
     """The methods that answer the scenario for the kind of model that the recipe trains."""
+    from hacore.experiments import model_kind
     from hacore.unlearning import METHODS
 
-    kind = model_kind(arguments)
+    kind = model_kind(arguments.recipe)
     return [name for name, method in METHODS.items() if method.fits(arguments.scenario, kind)]
 
 
@@ -210,8 +220,9 @@ def chosen_runs(arguments: argparse.Namespace, methods: list[str], seeds: Iterab
     from hacore import experiments
     from hacore.geometry import SPACES
     from hacore.models import MODES
+    from hacore.unlearning import METHODS
 
-    return experiments.grid(
+    runs = experiments.grid(
         methods if arguments.method == "all" else arguments.method.split(","),
         list(SPACES) if arguments.space == "all" else arguments.space.split(","),
         list(MODES) if arguments.lift == "all" else arguments.lift.split(","),
@@ -223,6 +234,9 @@ def chosen_runs(arguments: argparse.Namespace, methods: list[str], seeds: Iterab
         curv=arguments.curv,
         forget=arguments.forget,
     )
+    if arguments.method == "all":  # those that need cones are meant in curved spaces only
+        runs = [one for one in runs if METHODS[one.method].fits(one.scenario, one.kind, one.space)]
+    return runs
 
 
 def shadows(arguments: argparse.Namespace) -> None:
@@ -246,11 +260,14 @@ def shadows(arguments: argparse.Namespace) -> None:
 def tune(arguments: argparse.Namespace) -> None:
     """Do the searches the arguments ask for, print the best of each, adopt them if asked to."""
     from hacore import search
+    from hacore.experiments import model_kind
     from hacore.files import cache_folder
 
     if arguments.trials < 1:
         raise HacoreError(f"--trials is how many settings to try, at least 1, not {arguments.trials}")
-    runs = chosen_runs(arguments, search.searched(arguments.scenario, model_kind(arguments)), [search.SEED])
+    runs = chosen_runs(
+        arguments, search.searched(arguments.scenario, model_kind(arguments.recipe)), [search.SEED]
+    )
     cache = cache_folder() / "trainings"
     for record in search.search_all(runs, arguments.trials, arguments.searches, cache):
         print(search.summary(record))
@@ -271,6 +288,9 @@ def print_table(folder: Path, names: set[str] | None = None) -> None:
         "retain_test_accuracy": "retain test %",
         "forget_train_accuracy": "forget train %",
         "forget_test_accuracy": "forget test %",
+        "zero_shot_retain_accuracy_among_retain": "retain zero-shot %",
+        "zero_shot_forget_accuracy": "forget zero-shot %",
+        "prompt_auc": "prompt AUC %",
         "seconds": "seconds",
     }
     known = {column: heading for column, heading in headings.items() if column in frame}
@@ -302,6 +322,11 @@ def audit(arguments: argparse.Namespace, command: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after one sentence on stderr when the input is unusable."""
     arguments = parser().parse_args(argv)
+    if "scenario" in arguments:
+        usual = USUAL_CONCEPTS if arguments.scenario.startswith("concepts") else USUAL
+        for name, value in usual.items():
+            if getattr(arguments, name) is None:
+                setattr(arguments, name, value)
     try:
         if arguments.command == "run":
             run(arguments)

@@ -25,10 +25,11 @@ from hacore.evaluate import logits
 from hacore.evaluate.accuracy import correct
 from hacore.evaluate.alignment import view_agreement, views
 from hacore.evaluate.attacks import auc
+from hacore.evaluate.concepts import strength
 from hacore.evaluate.probing import probe
 from hacore.experiments import Run, environment, prepare, settings
 from hacore.files import write_text
-from hacore.models import ContrastiveEncoder
+from hacore.models import ContrastiveEncoder, ImageText
 from hacore.unlearning import METHODS, Method, Range, Request
 
 SCHEMA = 1
@@ -50,6 +51,10 @@ OBJECTIVE = {
         "minimise max(0, the original's linear-probe accuracy on validation images - the model's) + |AUC of "
         "forget against validation images by the agreement of their views - 50|, in percentage points"
     ),
+    "concepts": (
+        "minimise max(0, the original's zero-shot accuracy on retained validation images among retained labels - the "
+        "model's) + |AUC of the forgotten concepts' prompts on validation images - 50|, in percentage points"
+    ),
 }
 # What a record must hold to be resumed or adopted, with its type.
 PARTS: dict[str, type] = {
@@ -66,9 +71,14 @@ def name(run: Run) -> str:
     )
 
 
-def searched(scenario: str, kind: str = "classifier") -> list[str]:
+def searched(scenario: str, kind: str = "classifier", space: str | None = None) -> list[str]:
     """The methods that answer a scenario for such models and have something to search."""
-    return [key for key, value in METHODS.items() if value.search and value.fits(scenario, kind)]
+    return [key for key, value in METHODS.items() if value.search and value.fits(scenario, kind, space)]
+
+
+def _goal(run: Run) -> str:
+    """Which objective a run has."""
+    return {"classifier": run.scenario, ImageText.kind: "concepts"}.get(run.kind, "without labels")
 
 
 def measure(model: nn.Module, request: Request) -> dict[str, float]:
@@ -76,12 +86,21 @@ def measure(model: nn.Module, request: Request) -> dict[str, float]:
 
     Scored against the labels that training saw, noise included; no test image is read. Of an encoder that
     learnt without labels, accuracy is that of a linear probe of the retain images, and ``membership`` is the
-    AUC, in percent, of forget against validation images by the agreement of their views.
+    AUC, in percent, of forget against validation images by the agreement of their views. Of a model of images and
+    texts, accuracies are zero-shot, on validation images alone and of retained ones among retained labels, and
+    ``prompt`` is the AUC, in percent, of the prompts of the forgotten concepts.
 
     Raises:
         HacoreError: if a logit is not finite.
     """
     data, split, training = request.dataset, request.split, request.training
+    if isinstance(model, ImageText):
+        found = strength(data, split, training.loop.precision, validation=True)(model)  # type: ignore[arg-type]
+        return {
+            "validation": found["zero_shot_retain_accuracy_among_retain"],
+            "forget": found["zero_shot_forget_accuracy"],
+            "prompt": found["prompt_auc"],
+        }
     membership = {}
     if isinstance(model, ContrastiveEncoder):
         augment = Augment(training.augment, training.loop.seed)
@@ -114,16 +133,17 @@ def objective(model: dict[str, float], original: dict[str, float]) -> float:
     and accuracy :math:`u_v` on validation images of forgotten classes, of :func:`measure`:
 
     .. math:: \max(0, v_0 - v) + \begin{cases} (u + u_v) / 2 & \text{for classes}\\ |u - v| & \text{for samples}
-        \\ |a - 50| & \text{without labels}
+        \\ |a - 50| & \text{without labels, and for concepts}
         \end{cases}
 
     A model that never saw random samples answers them as well as validation images, and an attacker cannot
-    tell the two by the agreement of their views, of AUC :math:`a`. Retrain is not asked:
+    tell the two by the agreement of their views, of AUC :math:`a`; nor does the name of a concept find its images,
+    with :math:`a` the AUC of its prompt. Retrain is not asked:
     someone who needs to unlearn does not have it.
     """
     lost = max(0.0, original["validation"] - model["validation"])
-    if "membership" in model:
-        kept = abs(model["membership"] - 50)
+    if "membership" in model or "prompt" in model:
+        kept = abs(model.get("membership", model.get("prompt", 50.0)) - 50)
     elif "validation_forget" in model:
         kept = (model["validation_forget"] + model["forget"]) / 2
     else:
@@ -214,7 +234,8 @@ def search(
     record["original"] = record["original"] or measure(request.model, request)
     record |= {"budget": trials, "environment": environment()}
     hints = typing.get_type_hints(type(chosen))
-    whole = [field for field in chosen.search if hints[field] is int]
+    ranges = chosen.ranges(run.kind)
+    whole = [field for field in ranges if hints[field] is int]
     bar = tqdm(
         total=trials, initial=len(done), desc=f"{run.method} {run.space} {run.lift}", unit="trial",
         disable=train.quiet(),
@@ -222,9 +243,9 @@ def search(
     with bar:
         while len(done) < trials:
             if done:
-                params = propose(chosen.search, whole, done, run.seed)
+                params = propose(ranges, whole, done, run.seed)
             else:
-                params = {field: getattr(chosen, field) for field in chosen.search}
+                params = {field: getattr(chosen, field) for field in ranges}
             done.append(_trial(replace(chosen, **params), params, request, record))
             write_text(path, json.dumps(record | {"best": best(record)}, indent=1, allow_nan=False) + "\n")
             bar.update()
@@ -345,12 +366,12 @@ def _checked(run: Run, trials: int) -> Method:
         raise HacoreError(f"a search has at least 1 trial, not {trials}; the first one is the defaults")
     if not chosen.search:
         raise HacoreError(
-            f"{run.method} has nothing to search; choose one of {', '.join(searched(run.scenario, run.kind))}"
+            f"{run.method} has nothing to search; choose one of {', '.join(searched(run.scenario, run.kind, run.space))}"
         )
-    if not chosen.fits(run.scenario, run.kind):
+    if not chosen.fits(run.scenario, run.kind, run.space):
         raise HacoreError(
-            f"{run.method} does not answer {run.scenario} for a {run.kind}, so it cannot be searched; choose one "
-            f"of {', '.join(searched(run.scenario, run.kind))}"
+            f"{run.method} does not answer {run.scenario} for a {run.kind} in {run.space} space, so it cannot be searched; "
+            f"choose one of {', '.join(searched(run.scenario, run.kind, run.space))}"
         )
     return chosen
 
@@ -363,9 +384,9 @@ def _begin(run: Run, chosen: Method) -> dict[str, Any]:
         "name": name(run),
         "run": about,
         "settings": asdict(run.resolved()),
-        "ranges": {field: asdict(one) for field, one in chosen.search.items()},
+        "ranges": {field: asdict(one) for field, one in chosen.ranges(run.kind).items()},
         "budget": 0,
-        "objective": OBJECTIVE[run.scenario if run.kind == "classifier" else "without labels"],
+        "objective": OBJECTIVE[_goal(run)],
         "original": {},
         "trials": [],
         "best": None,

@@ -5,23 +5,35 @@
 """
 
 from hacore.data.batches import Augment, Batch, Batches, Pair, PairedBatches, PairedViews, SideBySide
+from hacore.data.captioned import Captioned
+from hacore.data.captions import with_captions
 from hacore.data.dataset import Dataset, as_float, check_images
+from hacore.data.reading import Captions, Reading, forgotten_nodes
 from hacore.data.sources import DATASETS, Source, load
 from hacore.data.split import Split
+from hacore.data.tokenizer import Tokenizer
+from hacore.data.tree import Tree
 
 __all__ = [
     "DATASETS",
     "Augment",
     "Batch",
     "Batches",
+    "Captioned",
+    "Captions",
     "Dataset",
     "Pair",
     "PairedBatches",
     "PairedViews",
+    "Reading",
     "SideBySide",
     "Source",
     "Split",
+    "Tokenizer",
+    "Tree",
     "as_float",
     "check_images",
+    "forgotten_nodes",
     "load",
+    "with_captions",
 ]

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, parquet files in a folder, or the same files on the hub."""
+"""Where images come from: scikit-learn's digits, drawings, parquet files in a folder, or those on the hub."""
 
 import io
 import json
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from hacore.data.dataset import Dataset, generator, stratified
 from hacore.data.names import CIFAR10, CIFAR100, CIFAR100_SUPERCLASSES, DIGITS
+from hacore.data.world import GROUPS, SHAPES, world
 from hacore.errors import HacoreError
 from hacore.files import cache_folder, replacing
 
@@ -41,6 +42,7 @@ class Source:
 
 DATASETS: dict[str, Source] = {
     "digits": Source(DIGITS, shape=(1, 8, 8)),
+    "world": Source(SHAPES, tuple(GROUPS)),
     "cifar10": Source(CIFAR10, repository="uoft-cs/cifar10", folder="plain_text"),
     "cifar100": Source(CIFAR100, CIFAR100_SUPERCLASSES, repository="uoft-cs/cifar100", folder="cifar100"),
     "svhn": Source(DIGITS, repository="ufldl-stanford/svhn", folder="cropped_digits"),
@@ -52,6 +54,8 @@ def load(name: str, root: str | Path | None = None, device: str | torch.device =
 
     ``digits`` comes with scikit-learn: 1,797 images (1, 8, 8), values 0..16 scaled to 0..255, divided once
     and for all, by class, into 1,078 for training and 719 for testing.
+
+    ``world`` is drawn by :func:`hacore.data.world.world`, with captions.
 
     The others are read from ``root/<name>/train-*.parquet`` and ``test-*.parquet``, where ``root`` is the
     argument or the environment variable ``HACORE_DATA``, and are downloaded from the hub when neither is
@@ -68,6 +72,8 @@ def load(name: str, root: str | Path | None = None, device: str | torch.device =
         raise HacoreError(f"unknown dataset {name!r}; choose one of: {', '.join(DATASETS)}")
     if name == "digits":
         return _digits().to(device)
+    if name == "world":
+        return world().to(device)
     source = DATASETS[name]
     root = root or os.environ.get("HACORE_DATA")
     folder = Path(root).expanduser() / name if root else _download(name, source)

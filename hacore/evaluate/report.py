@@ -3,18 +3,19 @@
 import torch
 from torch import Tensor, nn
 
-from hacore.data import Augment, Dataset, Split
+from hacore.data import Augment, Captioned, Dataset, Split
 from hacore.data.dataset import generator
 from hacore.evaluate.accuracy import accuracies
 from hacore.evaluate.alignment import representation, simclr, views
 from hacore.evaluate.attacks import membership
 from hacore.evaluate.auditing import FORGOTTEN, audit
+from hacore.evaluate.concepts import of_concepts
 from hacore.evaluate.confusion import confusion
 from hacore.evaluate.embeddings import embeddings
 from hacore.evaluate.outputs import Outputs, drawn, on_split, to_compare
 from hacore.evaluate.probing import Probed, knn_accuracy, probe
 from hacore.evaluate.relearning import relearn
-from hacore.models import Classifier, ContrastiveEncoder
+from hacore.models import Classifier, ContrastiveEncoder, ImageText
 
 AUDITED = 1000  # images a side
 
@@ -41,6 +42,8 @@ def evaluate(
     Of an encoder that learnt without labels, all of that is read from a linear probe of its features, fitted to
     the retain images with their labels, and :func:`~hacore.evaluate.alignment.representation` comes on top.
 
+    Of a model of images and texts, all of :func:`~hacore.evaluate.concepts.of_concepts` instead.
+
     Args:
         model: a :class:`hacore.models.Classifier`, or a module with ``embed``, ``logits`` and ``space`` of one.
         dataset, split: what it was asked to forget.
@@ -55,6 +58,9 @@ def evaluate(
     Raises:
         HacoreError: if a part that a measure needs is empty.
     """
+    if isinstance(model, ImageText) and isinstance(dataset, Captioned):
+        theirs, old = (one if isinstance(one, ImageText) else None for one in (reference, before))
+        return of_concepts(model, dataset, split, theirs, precision, old)
     if isinstance(model, ContrastiveEncoder):
         return _of_encoder(model, dataset, split, reference, precision, augment, before)
     return _measured(model, on_split(model, dataset, split, precision), dataset, split, reference, precision)

@@ -16,11 +16,15 @@ from hacore.experiments.perform import (
 )
 from hacore.experiments.provenance import CODE, COMMIT, environment
 from hacore.experiments.settings import (
+    CONCEPTS,
+    IMAGE_TEXT,
     PROFILES,
     RECIPES,
     SCENARIOS,
+    PairSettings,
     Run,
     Settings,
+    model_kind,
     profile,
     tuned,
 )
@@ -29,10 +33,13 @@ from hacore.experiments.shadows import shadow_splits, shadows
 __all__ = [
     "CODE",
     "COMMIT",
+    "CONCEPTS",
     "GPU",
+    "IMAGE_TEXT",
     "PROFILES",
     "RECIPES",
     "SCENARIOS",
+    "PairSettings",
     "Prepared",
     "Run",
     "Settings",
@@ -40,6 +47,7 @@ __all__ = [
     "checkpoint",
     "environment",
     "grid",
+    "model_kind",
     "paper_commands",
     "paper_cost",
     "prepare",

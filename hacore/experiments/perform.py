@@ -1,7 +1,8 @@
 """Doing runs: data, split, original model, method, evaluation, record."""
 
 import functools
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from itertools import product
 from pathlib import Path
@@ -14,23 +15,34 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from hacore import data, results, train
-from hacore.encoders import encoder
+from hacore.encoders import TextEncoder, encoder
+from hacore.errors import HacoreError
 from hacore.evaluate import evaluate
+from hacore.evaluate.concepts import strength
 from hacore.experiments.provenance import CODE, TRAINING, environment
-from hacore.experiments.settings import ASIDE, SCENARIOS, SET_ASIDE, Run
+from hacore.experiments.settings import ASIDE, CONCEPTS, SCENARIOS, SET_ASIDE, PairSettings, Run
 from hacore.geometry import space
-from hacore.models import CONTRASTIVE, Classifier, ImageModel, Lift
-from hacore.unlearning import METHODS, Outcome, Request, train_on
+from hacore.models import CONTRASTIVE, Classifier, ImageModel, ImageText, Lift
+from hacore.unlearning import METHODS, Method, Outcome, Request, train_on
+from hacore.unlearning.cost import combined
 
 WHITENING = 5000  # images whose patches fit a whitening layer
+EXACT = ("original", "retrain", "retrain-lifted")  # what is trained, and not unlearned
+LOOKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # steps at which an unlearning model is measured
 QUEUE = 4096  # keys that MoCo compares with, as published
 
 
 @functools.lru_cache(maxsize=2)
 def _dataset(
-    name: str, train_images: int | None, test_images: int | None, device: torch.device
+    name: str,
+    train_images: int | None,
+    test_images: int | None,
+    device: torch.device,
+    captioned: bool = False,
 ) -> data.Dataset:
     whole = data.load(name, device=device)
+    if captioned:
+        whole = data.with_captions(whole)
     if train_images is None and test_images is None:
         return whole
     # The subset is part of the data set, not of a run: the same images for every seed.
@@ -40,20 +52,37 @@ def _dataset(
 def load(run: Run) -> tuple[data.Dataset, data.Split]:
     """The data of a run on the device, and what is forgotten of them."""
     settings = run.resolved()
-    dataset = _dataset(run.data, settings.train_images, settings.test_images, train.device())
+    dataset = _dataset(
+        run.data, settings.train_images, settings.test_images, train.device(), run.scenario in CONCEPTS
+    )
     return dataset, _split(run, dataset)
 
 
 def _split(run: Run, dataset: data.Dataset) -> data.Split:
     noise = run.resolved().label_noise
     aside = SET_ASIDE.get(run.profile, ASIDE) if run.kind in CONTRASTIVE else ASIDE
+    if run.scenario in CONCEPTS:
+        return concept_split(dataset, run.concepts, run.seed)
     if run.scenario == "single-class":
         return data.Split.single_class(
             dataset, int(run.forget), seed=run.seed, validation=aside, label_noise=noise
         )
-    share = 0 < run.forget < 1
-    fraction, count = (float(run.forget), None) if share else (None, int(run.forget))
+    forget = float(run.forget)
+    fraction, count = (forget, None) if 0 < forget < 1 else (None, int(forget))
     return data.Split.samples(dataset, fraction, count, run.seed, aside, noise)
+
+
+def concept_split(dataset: data.Dataset, concepts: Sequence[str], seed: int) -> data.Split:
+    """Forget every image of the leaves below these nodes of the tree.
+
+    Raises:
+        HacoreError: if the data have no tree, a name is none of it, or everything or nothing is to be forgotten.
+    """
+    if not isinstance(dataset, data.Captioned):
+        raise HacoreError(f"{dataset.name} has no tree of concepts; load it with captions")
+    leaves = {leaf for name in concepts for leaf in dataset.tree.leaves_of(dataset.tree.node(name))}
+    wanted = [label for label, leaf in enumerate(dataset.leaf_of) if leaf in leaves]
+    return data.Split.classes(dataset, wanted, seed=seed, validation=ASIDE)
 
 
 def build(run: Run, dataset: data.Dataset, index: Int64[Tensor, "k"]) -> ImageModel:
@@ -64,10 +93,21 @@ def build(run: Run, dataset: data.Dataset, index: Int64[Tensor, "k"]) -> ImageMo
     """
     settings = run.resolved()
     train.seed_everything(run.seed)
-    manifold = space(run.space, run.curv)
+    manifold = space(run.space, run.curv, learnable=isinstance(settings, PairSettings) and settings.learnable)
     lift = Lift(manifold, run.lift, settings.scale, settings.radius)
     model: ImageModel
-    if settings.head in CONTRASTIVE:
+    if isinstance(settings, PairSettings):
+        if not isinstance(dataset, data.Captioned):
+            raise HacoreError(f"{dataset.name} has no captions to learn from; load it with captions")
+        words = dataset.tokenizer
+        text = TextEncoder(
+            words.size, words.length, settings.text_width, settings.text_layers, settings.text_heads
+        )
+        body = encoder(settings.encoder, channels=dataset.channels)
+        model = ImageText(
+            body, manifold, dataset.mean, dataset.std, text, words, settings.dim, lift, settings.objective
+        )
+    elif settings.head in CONTRASTIVE:
         # The encoder keeps its own features, which downstream users read; the projector makes ``dim`` of them.
         # A queue of more than half of the images would hold keys of the very image that is asked about.
         body = encoder(settings.encoder, channels=dataset.channels)
@@ -125,6 +165,8 @@ def prepare(run: Run, cache: Path | None = None) -> Request:
 
 def _original(run: Run) -> Run:
     """The run whose answer is the original model, the same for every request of a seed."""
+    if run.scenario in CONCEPTS:
+        return replace(run, method="original", scenario=CONCEPTS[0], forget="")
     return replace(run, method="original", scenario=SCENARIOS[0], forget=0)
 
 
@@ -132,7 +174,11 @@ def checkpoint(cache: Path | None, run: Run) -> Path | None:
     """Where a run's training leaves checkpoints: a folder of the run and of the code that trains."""
     if cache is None:
         return None
-    return cache / f"{run.name}-{TRAINING if run.method in ('original', 'retrain') else CODE}"
+    training = run.method in EXACT
+    if training and run.scenario in CONCEPTS:
+        # In whichever order concepts are forgotten, the models that never learned them are the same.
+        run = replace(run, scenario=CONCEPTS[0], forget=",".join(sorted(run.concepts)))
+    return cache / f"{run.name}-{TRAINING if training else CODE}"
 
 
 def run(run: Run, prepared: Request | Prepared | None = None, cache: Path | None = None) -> dict[str, Any]:
@@ -146,15 +192,21 @@ def run(run: Run, prepared: Request | Prepared | None = None, cache: Path | None
 
     Returns:
         The record: ``run`` (its fields), ``settings``, ``metrics`` (see :func:`hacore.evaluate.evaluate`),
-        ``cost`` (seconds, steps, FLOPs, images/s, bytes), ``history`` (one entry an epoch),
+        ``cost`` (seconds, steps, FLOPs, images/s, bytes), ``history`` (one entry an epoch), of concepts ``curve``
+        (measures after 1, 2, 4, ... steps of unlearning, :func:`hacore.evaluate.concepts.strength`),
         ``environment``, ``command``.
     """
     if not isinstance(prepared, Prepared):
         prepared = Prepared(run, prepared or prepare(run, cache))
     request = prepared.request
     answer = run.resolved().unlearning
+    curve: list[dict[str, float]] = []
     if run.method == "retrain":
         outcome = prepared.retrained
+    elif run.scenario == CONCEPTS[0] and run.method not in EXACT:
+        outcome = _watched(answer, request, curve)
+    elif run.scenario == "concepts-in-turn" and run.method not in EXACT:
+        outcome = _in_turn(run, request)
     else:
         outcome = answer(replace(request, checkpoint=checkpoint(cache, run)))
     cost = asdict(outcome.fit)
@@ -177,7 +229,46 @@ def run(run: Run, prepared: Request | Prepared | None = None, cache: Path | None
         "history": history,
         "environment": environment(),
         "command": run.command,
-    }
+    } | ({"curve": curve} if curve else {})
+
+
+def _watched(answer: Method, request: Request, curve: list[dict[str, float]]) -> Outcome:
+    """Answer the request and fill ``curve`` on the way; the cost is that without the looking.
+
+    Nothing is kept to resume from: a resumed curve would lack its beginning, and unlearning is short.
+    """
+    measure = strength(request.dataset, request.split, request.training.loop.precision)  # type: ignore[arg-type]
+    looked = 0.0
+
+    def look(model: Any, step: int) -> None:
+        nonlocal looked
+        if step in LOOKS:
+            began = time.perf_counter()
+            curve.append({"step": float(step)} | measure(model))
+            looked += time.perf_counter() - began
+
+    outcome = answer(replace(request, watch=look, checkpoint=None))
+    seconds = outcome.fit.seconds - looked
+    speed = outcome.fit.images_per_second * outcome.fit.seconds / seconds if curve else 0.0
+    cost = replace(outcome.fit, seconds=seconds, images_per_second=speed)
+    return replace(outcome, fit=cost) if curve else outcome
+
+
+def _in_turn(run: Run, request: Request) -> Outcome:
+    """Answer one request after the other, each with the model the one before left and without the data it took."""
+    answer, split = run.resolved().unlearning, request.split
+    model, cost, gone = request.model, None, torch.zeros_like(split.labels, dtype=torch.bool)
+    for concept in run.concepts:
+        own = concept_split(request.dataset, [concept], run.seed)
+        gone[own.forget] = True
+        # Concepts that are asked for later are still there to be retained.
+        rest = torch.cat([split.retain, split.forget]).sort().values
+        one = replace(own, retain=rest[~gone[rest]])
+        outcome = answer(replace(request, model=model, split=one, checkpoint=None))
+        model, cost = outcome.model, outcome.fit if cost is None else combined(cost, outcome.fit)
+    if cost is None:
+        raise HacoreError("no concept is named to forget; name at least one")
+    return Outcome(model, cost)
 
 
 def training_flops(run: Run, images: int = 45_000, channels: int = 3, size: int = 32) -> float:

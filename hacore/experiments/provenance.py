@@ -13,7 +13,7 @@ from hacore import train
 
 PACKAGE = Path(__file__).parent.parent
 # The layers that training goes through; what lies above them does not change an original model.
-TRAINING_CODE = ("files.py", "geometry", "data", "encoders.py", "losses", "models", "train")
+TRAINING_CODE = ("files.py", "geometry", "data", "encoders", "losses", "models", "train")
 
 
 def environment() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 from hacore import data, train
 from hacore.errors import HacoreError
 from hacore.geometry import SPACES
-from hacore.models import CONTRASTIVE, HEADS, MODES
+from hacore.models import CONTRASTIVE, HIERARCHY, MODES, ImageText, Objective
 from hacore.train import TrainConfig
 from hacore.unlearning import METHODS, Descent, Method, Training, method
 
-SCENARIOS = ("single-class", "random-samples")
-RECIPES = ("generalising", "memorising", *CONTRASTIVE)
+CONCEPTS = ("concepts", "concepts-in-turn")  # of a tree, all at once or one request after the other
+SCENARIOS = ("single-class", "random-samples", *CONCEPTS)
+# Models of images and texts: CLIP in Euclidean space, MERU in a hyperbolic one; or with a hierarchy that can be seen.
+IMAGE_TEXT = ("image-text", "hierarchy")
+RECIPES = ("generalising", "memorising", *CONTRASTIVE, *IMAGE_TEXT)
 TUNED = Path(__file__).parent.parent / "tuned"
 
 
@@ -26,7 +30,9 @@ class Settings:
 
     encoder: str
     dim: int  # features, and coordinates of the space
-    head: str  # of a classifier "logistic" or "prototype"; "simclr" or "moco" where no label is read
+    head: (
+        str  # of a classifier "logistic" or "prototype"; else the recipe: "simclr", "moco", "image-text", ...
+    )
     scale: float  # from features to tangent vectors
     radius: float  # of the clip or the sphere; unused when free
     training: Training
@@ -34,6 +40,17 @@ class Settings:
     train_images: int | None = None  # class-balanced subset; None takes all
     test_images: int | None = None
     label_noise: float = 0.0  # share of training labels replaced by another class
+
+
+@dataclass(frozen=True)
+class PairSettings(Settings):
+    """What else there is to decide for models of images and texts."""
+
+    text_width: int = 64
+    text_layers: int = 2
+    text_heads: int = 4
+    learnable: bool = True  # the curvature
+    objective: Objective | None = None  # None is the space's: CLIP's or MERU's
 
 
 @dataclass(frozen=True)
@@ -47,14 +64,12 @@ class Run:
     scenario: str = "single-class"
     data: str = "digits"
     profile: str = "quick"
-    recipe: str = (
-        "generalising"  # "memorising": no augmentation, or until noise is learned; or "simclr", "moco"
-    )
+    recipe: str = "generalising"  # "memorising": without augmentation, or until noise is learned; see RECIPES
     method: str = "contrastive-unlearning"
     space: str = "euclidean"
     lift: str = "clipped"  # how features become points, see hacore.models.Lift
     seed: int = 0
-    forget: int | float = 5  # the class in single-class; in random-samples a count, or a share below 1
+    forget: int | float | str = 5  # the class; in random-samples a count or share; or concepts: "star,cross"
     curv: float = 1.0  # c > 0, the curvature is -c; no effect in Euclidean space
     settings: Settings | None = None  # None takes the profile's, with the tuned values of its search
 
@@ -71,6 +86,16 @@ class Run:
                 raise HacoreError(f"there is no {kind} {name!r}; choose one of {', '.join(names)}")
         if self.seed < 0:
             raise HacoreError(f"a seed is a number from 0 on, not {self.seed}")
+        if (self.scenario in CONCEPTS) != (self.recipe in IMAGE_TEXT):
+            raise HacoreError(
+                f"scenario {self.scenario!r} does not go with recipe {self.recipe!r}: concepts are forgotten by models "
+                f"of images and texts, {' or '.join(IMAGE_TEXT)}, and they forget nothing else"
+            )
+        if isinstance(self.forget, str) != (self.scenario in CONCEPTS):
+            raise HacoreError(
+                f"{self.forget!r} cannot be forgotten in scenario {self.scenario!r}: concepts are named, with commas "
+                "between them, classes and samples are numbers"
+            )
         if self.scenario == "single-class" and self.forget != int(self.forget):
             raise HacoreError(f"the class to forget is a whole number, not {self.forget}")
         self.resolved()
@@ -87,8 +112,12 @@ class Run:
     @property
     def kind(self) -> str:
         """The kind of model that is asked to forget, see ``hacore.unlearning.KINDS``."""
-        head = self.resolved().head
-        return "classifier" if head in HEADS else head
+        return model_kind(self.resolved().head)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """The names of the nodes to forget, in their order; none where no concepts are forgotten."""
+        return tuple(filter(None, self.forget.split(","))) if isinstance(self.forget, str) else ()
 
     @property
     def name(self) -> str:
@@ -105,8 +134,15 @@ class Run:
         return (
             f"hacore run {self.scenario} --data {self.data} --profile {self.profile} --recipe {self.recipe} "
             f"--method {self.method} --space {self.space} --lift {self.lift} --curv {self.curv} "
-            f"--forget {self.forget} --seed {self.seed}"
+            f"--forget {shlex.quote(str(self.forget))} --seed {self.seed}"
         )
+
+
+def model_kind(head: str) -> str:
+    """The kind of model with such a head, or trained by a recipe of that name; see ``hacore.unlearning.KINDS``."""
+    if head in IMAGE_TEXT:
+        return ImageText.kind
+    return head if head in CONTRASTIVE else "classifier"
 
 
 def profile(run: Run) -> Settings:
@@ -137,11 +173,19 @@ def tuned(run: Run) -> Method:
         chosen = replace(chosen, batch_size=budget["batch_size"])
         if chosen.epochs < budget["epochs"]:
             chosen = replace(chosen, epochs=budget["epochs"])
+    elif isinstance(chosen, Descent) and run.recipe in IMAGE_TEXT:
+        chosen = replace(
+            chosen, **UNLEARNING_CONCEPTS[run.profile], retain_share=SHARES.get(run.profile, 1.0)
+        )
+        if chosen.name in OVER_RETAIN:
+            chosen = replace(chosen, epochs=1)
     elif isinstance(chosen, Descent):
         chosen = replace(chosen, **UNLEARNING.get(run.profile, {}).get(run.method, {}))
         share = SHARES.get(run.profile, chosen.retain_share)
         chosen = replace(chosen, batch_size=BATCHES.get(run.profile, chosen.batch_size), retain_share=share)
-    found = _tuned_values(TUNED / f"{run.scenario}-{run.data}-{run.profile}-{run.recipe}.json")
+    # One after the other or at once, concepts are forgotten with the same settings.
+    scenario = CONCEPTS[0] if run.scenario in CONCEPTS else run.scenario
+    found = _tuned_values(TUNED / f"{scenario}-{run.data}-{run.profile}-{run.recipe}.json")
     return replace(chosen, **found.get(f"{run.space} {run.lift} {run.method}", {}))
 
 
@@ -150,7 +194,41 @@ def _tuned_values(path: Path) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def _pairs(
+    recipe: str,
+    encoder: str,
+    loop: TrainConfig,
+    batch_size: int,
+    augment: str,
+    train_images: int | None = None,
+    **changes: Any,
+) -> PairSettings:
+    """Settings of a model of images and texts; MERU's free lift has no scale of its own."""
+    # Contrast by distance may choose its curvature, as MERU does; the floors of a hierarchy are for one that is given.
+    return PairSettings(
+        encoder=encoder, dim=64, head=recipe, scale=1.0, radius=4.0,
+        training=Training(loop, batch_size=batch_size, augment=augment),
+        unlearning=METHODS["original"], train_images=train_images,
+        learnable=recipe != "hierarchy", objective=HIERARCHY if recipe == "hierarchy" else None, **changes,
+    )  # fmt: skip
+
+
+def _world(recipe: str) -> Settings:
+    """The concept world: 8,000 drawings, twelve epochs, half a minute on one CPU core."""
+    if recipe not in IMAGE_TEXT:
+        return replace(_digits(recipe), encoder="world", dim=64)
+    loop = TrainConfig(
+        epochs=12, lr=6e-3, optimizer="adamw", schedule="cosine", warmup=0.05, weight_decay=0.05
+    )
+    return _pairs(recipe, "world", loop, batch_size=128, augment="none")
+
+
 def _digits(recipe: str) -> Settings:
+    if recipe in IMAGE_TEXT:
+        loop = TrainConfig(
+            epochs=40, lr=2e-3, optimizer="adamw", schedule="cosine", warmup=0.05, weight_decay=0.05
+        )
+        return _pairs(recipe, "cnn", loop, batch_size=64, augment="shift")
     if recipe in CONTRASTIVE:
         # Half of 600 images, so few that the encoder learns them by heart; on all 1,078 membership leaves no
         # trace. The other half is set aside: what an attack finds in fewer images is mostly chance.
@@ -188,6 +266,12 @@ def _cifar(recipe: str) -> Settings:
     Without labels it takes 2,000 images and more epochs: contrast needs many views, and few images are learnt
     by heart.
     """
+    if recipe in IMAGE_TEXT:
+        loop = TrainConfig(
+            epochs=10, lr=2e-3, optimizer="adamw", schedule="cosine", warmup=0.05, weight_decay=0.05,
+            precision=train.fast_precision(),
+        )  # fmt: skip
+        return _pairs(recipe, "resnet9", loop, batch_size=250, augment="crop-flip", train_images=20_000)
     if recipe in CONTRASTIVE:
         return Settings(
             encoder="resnet9",
@@ -230,6 +314,18 @@ def _paper(recipe: str) -> Settings:
 
     Without labels, those of Wang et al. (2025): 800 epochs, batches of 512.
     """
+    if recipe in IMAGE_TEXT:
+        loop = TrainConfig(
+            epochs=100,
+            lr=1e-3,
+            optimizer="adamw",
+            schedule="cosine",
+            warmup=0.05,
+            weight_decay=0.2,
+            precision="bf16",
+        )
+        sizes = {"text_width": 256, "text_layers": 6, "text_heads": 4}
+        return _pairs(recipe, "resnet18", loop, batch_size=512, augment="crop-flip", **sizes)
     if recipe in CONTRASTIVE:
         return Settings(
             encoder="resnet18",
@@ -260,7 +356,7 @@ def _paper(recipe: str) -> Settings:
 
 
 PROFILES: dict[str, dict[str, Callable[[str], Settings]]] = {
-    "quick": {"digits": _digits},
+    "quick": {"digits": _digits, "world": _world},
     "standard": dict.fromkeys(("cifar10", "cifar100", "svhn"), _cifar),
     "paper": dict.fromkeys(("cifar10", "cifar100", "svhn"), _paper),
 }
@@ -273,6 +369,15 @@ SET_ASIDE = {"quick": 0.5}
 ASIDE = 0.1  # otherwise
 # What else a profile sets for a method, before the tuned values.
 UNLEARNING: dict[str, dict[str, dict[str, Any]]] = {"quick": {"contrastive-unlearning": {"epochs": 20}}}
+
+# Of models of images and texts: epochs over the forget pairs, a few dozen steps for one concept; and where a search
+# begins with the rate, which methods have for SGD, while these models were trained with AdamW.
+UNLEARNING_CONCEPTS: dict[str, dict[str, Any]] = {
+    "quick": {"epochs": 6, "batch_size": 64, "lr": 3e-4},
+    "standard": {"epochs": 4, "batch_size": 128, "lr": 3e-4},
+    "paper": {"epochs": 4, "batch_size": 256, "lr": 1e-4},
+}
+OVER_RETAIN = ("finetune", "neggrad-plus", "l1-sparse")  # which walk over the retain pairs, once
 
 # Without labels every method has the same epochs, a small share of training's, and training's batches, because
 # what an image is contrasted with are the others of its batch. Ten of 800 is Wang et al.'s own share.

@@ -164,6 +164,22 @@ def exterior_angle(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"], curv: S
     return lorentz.exterior_angle(_up(x, curv), _up(y, curv), curv)
 
 
+@precise("x", "y", leading="matrix")
+def pairwise_exterior_angle(
+    x: Float[Tensor, "... _"], y: Float[Tensor, "... _"], curv: Scalar
+) -> Float[Tensor, "n m"]:
+    """All exterior angles at x (n, d) towards y (m, d); see :func:`hacore.geometry.lorentz.pairwise_exterior_angle`."""
+    return lorentz.pairwise_exterior_angle(_up(x, curv), _up(y, curv), curv)
+
+
+@precise("x", "y", leading="matrix")
+def paired_exterior_angle(
+    x: Float[Tensor, "... _"], y: Float[Tensor, "... _"], curv: Scalar
+) -> Float[Tensor, "n"]:
+    """The diagonal of :func:`pairwise_exterior_angle`, without the matrix."""
+    return lorentz.paired_exterior_angle(_up(x, curv), _up(y, curv), curv)
+
+
 @precise("x", "normal", leading="any")
 def hyperplane_distance(
     x: Float[Tensor, "*n d"], normal: Float[Tensor, "k d"], offset: Float[Tensor, " k"], curv: Scalar

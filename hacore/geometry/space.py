@@ -158,6 +158,14 @@ class Space(nn.Module, ABC):
         """Angle at x between the outward ray and the geodesic to y; raises HacoreError where space is flat."""
         raise HacoreError(f"{self.name} space has no entailment cones: choose a hyperbolic space")
 
+    def pairwise_exterior_angle(self, x: Points, y: Points) -> Float[Tensor, "n m"]:
+        """All exterior angles at x (n, d) towards y (m, d); raises HacoreError where space is flat."""
+        raise HacoreError(f"{self.name} space has no entailment cones: choose a hyperbolic space")
+
+    def paired_exterior_angle(self, x: Points, y: Points) -> Float[Tensor, "n"]:
+        """The diagonal of :meth:`pairwise_exterior_angle`; raises HacoreError where space is flat."""
+        raise HacoreError(f"{self.name} space has no entailment cones: choose a hyperbolic space")
+
     @abstractmethod
     def manifold(self, dtype: torch.dtype = torch.float32) -> "geoopt.manifolds.Manifold":
         """The matching geoopt manifold, for Riemannian optimisers; see :meth:`parameter`."""
@@ -370,6 +378,14 @@ class Hyperbolic(Space):
     def exterior_angle(self, x: Points, y: Points) -> Float[Tensor, "..."]:
         """Angle at x between the outward ray and the geodesic to y, radians in [0, π], as in MERU."""
         return self.functions.exterior_angle(x, y, self.curv)
+
+    def pairwise_exterior_angle(self, x: Points, y: Points) -> Float[Tensor, "n m"]:
+        """All exterior angles at x (n, d) towards y (m, d), radians, by one matrix product."""
+        return self.functions.pairwise_exterior_angle(x, y, self.curv)
+
+    def paired_exterior_angle(self, x: Points, y: Points) -> Float[Tensor, "n"]:
+        """The angle at each x towards its counterpart in y, faster than :meth:`exterior_angle` and less exact."""
+        return self.functions.paired_exterior_angle(x, y, self.curv)
 
     def affine(
         self, x: Points, weight: Float[Tensor, "k _"], bias: Float[Tensor, " k"]

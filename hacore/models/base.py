@@ -119,7 +119,7 @@ class ImageModel(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(tuple(values), dtype=torch.float32).view(-1, 1, 1))
         self.config = {
-            "encoder": {"name": encoder.name, "channels": encoder.channels, "dim": encoder.dim},
+            "encoder": encoder.config,
             "space": _space_config(space),
             "mean": [float(m) for m in mean],
             "std": [float(s) for s in std],

@@ -2,14 +2,16 @@
 
 from typing import Any
 
-from hacore.encoders import encoder
+from hacore.data import Tokenizer
+from hacore.encoders import TextEncoder, encoder
 from hacore.errors import HacoreError
 from hacore.geometry import space
 from hacore.models.base import ImageModel, Lift
 from hacore.models.classifier import Classifier
 from hacore.models.contrastive import CONTRASTIVE
+from hacore.models.image_text import ImageText, Objective
 
-KINDS: dict[str, type[ImageModel]] = {"classifier": Classifier, **CONTRASTIVE}
+KINDS: dict[str, type[ImageModel]] = {"classifier": Classifier, **CONTRASTIVE, ImageText.kind: ImageText}
 
 
 def from_config(config: dict[str, Any]) -> ImageModel:
@@ -24,6 +26,10 @@ def from_config(config: dict[str, Any]) -> ImageModel:
         where = space(**rest.pop("space"))
         made = encoder(**rest.pop("encoder"))
         lift = Lift(where, **rest.pop("lift"))
+        if kind == ImageText.kind:
+            rest["text"] = TextEncoder(**rest["text"])
+            rest["tokenizer"] = Tokenizer.from_config(rest["tokenizer"])
+            rest["objective"] = Objective(**rest["objective"])
         return KINDS[kind](encoder=made, space=where, lift=lift, **rest)
     except (KeyError, TypeError) as error:
         raise HacoreError(

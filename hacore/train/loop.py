@@ -13,7 +13,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, send_to_device
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    broadcast,
+    broadcast_object_list,
+    send_to_device,
+)
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,7 +42,8 @@ class EpochSource(Protocol):
     """What ``fit`` trains on: batches whose order depends on the epoch alone.
 
     A batch is a tensor or a (named) tuple of tensors and batches; the first tensor of each tuple
-    counts its images.
+    counts its images. A source with an attribute ``divided`` that is true has batches for this process alone, as a
+    stream has; any other one yields the same batches in every process, which are divided here.
     """
 
     def __len__(self) -> int:
@@ -233,7 +239,7 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = factor * group["base_lr"]
             seed_everything(_step_seed(config.seed, state.step, accelerator.process_index))
-            part, share = _part(send_to_device(batch, here), accelerator)
+            part, share, count = _part(send_to_device(batch, here), batches, accelerator)
             # Counting slows a step down, so the first one of its kind stands for all.
             kind = type(batch).__name__
             counter = None if kind in state.flops_per_image else FlopCounterMode(display=False)
@@ -242,8 +248,8 @@ def fit(
                 accelerator.backward(value if share == 1 else value * share)
             if counter:
                 state.flops_per_image[kind] = counter.get_total_flops() / max(_images(part), 1)
-            state.images += _images(batch)
-            state.flops += state.flops_per_image[kind] * _images(batch)
+            state.images += count
+            state.flops += state.flops_per_image[kind] * count
 
             state.step += 1
             ends = state.step % per_epoch == 0
@@ -327,17 +333,21 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 
 
 def _fingerprint(model: nn.Module, batches: EpochSource, config: TrainConfig, method: str) -> dict[str, Any]:
-    """What makes two trainings the same; the first batch stands for the data and their order."""
+    """What makes two trainings the same; the first batch stands for the data and their order.
+
+    Where each process has batches of its own, that of the first one.
+    """
     settings = asdict(config)
     del settings["checkpoint_every"]  # changes nothing but how much a kill costs
     weights = model.state_dict()
+    first = [[_summary(tensor) for tensor in _tensors(next(iter(batches.epoch(0, 0))))]]
     return {
         "method": method,
         "config": settings,
         "batches per epoch": len(batches),
         "model": layout(weights),
         "initial weights": digest(weights),
-        "first batch": [_summary(tensor) for tensor in _tensors(next(iter(batches.epoch(0, 0))))],
+        "first batch": broadcast_object_list(first)[0] if getattr(batches, "divided", False) else first[0],
     }
 
 
@@ -357,11 +367,14 @@ def _images(batch: Any) -> int:
     return len(batch[0]) if isinstance(batch[0], Tensor) else sum(map(_images, batch))
 
 
-def _part(batch: Any, accelerator: Accelerator) -> tuple[Any, float]:
-    """This process's part of a batch, and its weight in the mean over processes."""
+def _part(batch: Any, batches: EpochSource, accelerator: Accelerator) -> tuple[Any, float, int]:
+    """This process's part of a batch, its weight in the mean over processes, and the images of all parts."""
     processes, index = accelerator.num_processes, accelerator.process_index
+    whole = _images(batch)
+    if getattr(batches, "divided", False):
+        return batch, 1.0, whole * processes
     if processes == 1 or min(len(tensor) for tensor in _tensors(batch)) < processes:
-        return batch, 1.0
+        return batch, 1.0, whole
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -370,7 +383,7 @@ def _part(batch: Any, accelerator: Accelerator) -> tuple[Any, float]:
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
 
     part = cut(batch)
-    return part, _images(part) * processes / _images(batch)
+    return part, _images(part) * processes / whole, whole
 
 
 def _agreed(answer: bool, accelerator: Accelerator) -> bool:

@@ -20,10 +20,22 @@ from hacore.unlearning.base import (
     walk,
 )
 from hacore.unlearning.calibration import AlignmentCalibration
+from hacore.unlearning.concepts import (
+    AC,
+    HAC,
+    HACKeepParent,
+    HACWithoutEntailment,
+    HACWithoutNegative,
+    HACWithoutNorm,
+    HACWithoutPositive,
+    HACWithoutPreserving,
+    ImageContrast,
+    NullSpace,
+)
 from hacore.unlearning.contrastive import ContrastiveUnlearning, forgotten
 from hacore.unlearning.coun import ContrastiveCoUn, CoUn
 from hacore.unlearning.distillation import BadTeacher, Scrub
-from hacore.unlearning.exact import Original, Retrain
+from hacore.unlearning.exact import Original, Retrain, RetrainLifted
 from hacore.unlearning.finetuning import Finetune, HeadReset, L1Sparse, RowReplacement
 from hacore.unlearning.fisher import Fisher
 from hacore.unlearning.impair import Unsir
@@ -55,6 +67,17 @@ METHODS: dict[str, Method] = {
         SalUn(),
         Sisa(),
         AlignmentCalibration(),
+        RetrainLifted(),
+        AC(),
+        HAC(),
+        HACKeepParent(),
+        HACWithoutNegative(),
+        HACWithoutPositive(),
+        HACWithoutPreserving(),
+        HACWithoutEntailment(),
+        HACWithoutNorm(),
+        ImageContrast(),
+        NullSpace(),
         HeadReset(),
         RowReplacement(),
     )
@@ -73,6 +96,8 @@ def method(name: str) -> Method:
 
 
 __all__ = [
+    "AC",
+    "HAC",
     "KINDS",
     "METHODS",
     "AlignmentCalibration",
@@ -86,17 +111,26 @@ __all__ = [
     "Finetune",
     "Fisher",
     "GradientAscent",
+    "HACKeepParent",
+    "HACWithoutEntailment",
+    "HACWithoutNegative",
+    "HACWithoutNorm",
+    "HACWithoutPositive",
+    "HACWithoutPreserving",
     "HeadReset",
+    "ImageContrast",
     "L1Sparse",
     "Lcodec",
     "Method",
     "NegGradPlus",
+    "NullSpace",
     "Original",
     "Outcome",
     "RandomRelabel",
     "Range",
     "Request",
     "Retrain",
+    "RetrainLifted",
     "RowReplacement",
     "SalUn",
     "Scrub",

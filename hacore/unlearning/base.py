@@ -10,10 +10,21 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from hacore.data import Augment, Batches, Dataset, PairedBatches, PairedViews, SideBySide, Split
+from hacore.data import (
+    Augment,
+    Batches,
+    Captioned,
+    Dataset,
+    PairedBatches,
+    PairedViews,
+    Reading,
+    SideBySide,
+    Split,
+)
 from hacore.data.dataset import generator
 from hacore.errors import HacoreError
-from hacore.models import CONTRASTIVE, Classifier
+from hacore.geometry import Euclidean
+from hacore.models import CONTRASTIVE, Classifier, ImageText
 from hacore.train import EpochSource, Fit, TrainConfig, fit
 
 
@@ -29,20 +40,30 @@ class Training:
 # What is asked to forget. Methods that answer one kind only read what that kind has; ``Method.kinds`` says which.
 Model = Any
 VIEW = 2**16  # between the seeds of the augmentations of two views
-KINDS = (Classifier.kind, *CONTRASTIVE)
+KINDS = (Classifier.kind, *CONTRASTIVE, ImageText.kind)
 
 
 @dataclass(frozen=True)
 class Request:
     """One request to forget, with all that a method may use to answer it."""
 
-    model: Model  # a Classifier, SimCLR or MoCo, trained on retain and forget data
+    model: Model  # a Classifier, SimCLR, MoCo or ImageText, trained on retain and forget data
     trained: Fit  # what that training cost
     fresh: Callable[[Int64[Tensor, "k"]], Model]  # untrained, for training on these images
     dataset: Dataset
     split: Split
     training: Training
     checkpoint: Path | None = None  # folder for the loop's checkpoints; None keeps none
+    watch: Callable[[Model, int], None] | None = None  # shown the model after each step; it may only look
+
+    @property
+    def captioned(self) -> Captioned:
+        """The data set, where images come with what is said of them; else HacoreError."""
+        if not isinstance(self.dataset, Captioned):
+            raise HacoreError(
+                f"{self.dataset.name} has no captions; load it with captions to forget concepts"
+            )
+        return self.dataset
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,9 @@ class Range:
     log: bool = True
 
 
+ADAPTIVE = Range(3e-5, 3e-3)  # of rates, where AdamW goes on
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """An unlearning method: its settings are fields, calling it with a :class:`Request` answers that.
@@ -73,17 +97,27 @@ class Method:
         name: its key in ``METHODS``.
         search: field -> where ``hacore.search`` looks for its value.
         needs_class: whether it can forget whole classes only.
-        kinds: of the models it can be asked about: classifiers, encoders that learn without labels, or both.
+        needs_cones: whether it is for hyperbolic spaces only.
+        kinds: of the models it can be asked about: classifiers, encoders that learn without labels, models of images
+            and texts.
     """
 
     name: ClassVar[str]
     search: ClassVar[dict[str, Range]] = {}
     needs_class: ClassVar[bool] = False
+    needs_cones: ClassVar[bool] = False
     kinds: ClassVar[tuple[str, ...]] = (Classifier.kind,)
 
-    def fits(self, scenario: str, kind: str = Classifier.kind) -> bool:
+    def fits(self, scenario: str, kind: str = Classifier.kind, space: str | None = None) -> bool:
         """Whether the method answers requests of a scenario of ``hacore.experiments`` for such models."""
-        return (scenario == "single-class" or not self.needs_class) and kind in self.kinds
+        known = scenario == "single-class" or not self.needs_class
+        return known and kind in self.kinds and not (self.needs_cones and space == Euclidean.name)
+
+    def ranges(self, kind: str = Classifier.kind) -> dict[str, Range]:
+        """Where a search looks for values, of a method asked about such models."""
+        if kind == ImageText.kind and "lr" in self.search:
+            return self.search | {"lr": ADAPTIVE}
+        return self.search
 
     def __call__(self, request: Request) -> Outcome:
         """Answer the request.
@@ -100,6 +134,10 @@ class Method:
                 f"{self.name} answers for models of kind {', '.join(self.kinds)}, not {request.model.kind}; "
                 "choose another method"
             )
+        if self.needs_cones and isinstance(request.model.space, Euclidean):
+            raise HacoreError(
+                f"{self.name} needs cones, and {Euclidean.name} space has none; choose a hyperbolic space"
+            )
         return self.answer(request)
 
     def answer(self, request: Request) -> Outcome:
@@ -111,8 +149,8 @@ class Method:
 class Descent(Method):
     """Methods that hand a loss to the loop, starting from the original model.
 
-    Plain SGD with momentum at a constant rate. Batch normalisation keeps the statistics of
-    training unless a method says otherwise: batches full of forget images would move them.
+    Plain SGD with momentum at a constant rate, or AdamW where the model was trained with it. Batch normalisation
+    keeps the statistics of training unless a method says otherwise: batches full of forget images would move them.
     """
 
     lr: float = 0.01
@@ -126,7 +164,8 @@ class Descent(Method):
         """The settings of the loop, with the seed and precision of the request's training."""
         training = request.training.loop
         config = TrainConfig(
-            epochs=self.epochs, lr=self.lr, schedule="constant", nesterov=False, freeze_norm=True,
+            epochs=self.epochs, lr=self.lr, optimizer="adamw" if training.optimizer == "adamw" else "sgd",
+            schedule="constant", nesterov=False, freeze_norm=True,
             precision=training.precision, seed=training.seed,
         )  # fmt: skip
         return replace(config, **changes)
@@ -159,18 +198,21 @@ class Descent(Method):
         """
         return walk(
             request.dataset, request.split.labels if labels is None else labels, index,
-            replace(request.training, batch_size=self.batch_size), views or request.model.views,
+            replace(request.training, batch_size=self.batch_size), views or request.model.views, request.split,
         )  # fmt: skip
 
     def pairs(self, request: Request, omega: int = 1) -> Any:
         """A forget batch with ``omega`` retain batches after each other, each in the views the model learns from."""
+        data, split, seed = request.dataset, request.split, request.training.loop.seed
         sources = [
             PairedBatches(
-                request.dataset.train_images, request.split.labels, request.split.forget, request.split.retain,
-                self.batch_size, omega, request.training.loop.seed, augment,
+                data.train_images, _numbers(data) if isinstance(data, Captioned) else split.labels,
+                split.forget, split.retain, self.batch_size, omega, seed, augment,
             )
             for augment in _augmentations(request.training, request.model.views)
         ]  # fmt: skip
+        if isinstance(data, Captioned):
+            return Reading(sources[0], data, seed, split)
         return sources[0] if len(sources) == 1 else PairedViews(*sources)
 
     def descend(
@@ -184,9 +226,15 @@ class Descent(Method):
     ) -> Outcome:
         """Train a copy of the original (or ``model``, in place) with ``loss``; ``changes`` go to the loop."""
         model = copy.deepcopy(request.model) if model is None else model
+
+        def after(model: Model, step: int) -> bool:
+            if request.watch is not None:
+                request.watch(model, step)
+            return stop is not None and stop(model, step)
+
         done = fit(
-            model, batches, loss, self.loop(request, **changes),
-            method=self.name, checkpoint=request.checkpoint, stop=stop,
+            model, batches, loss, self.loop(request, **changes), method=self.name, checkpoint=request.checkpoint,
+            stop=None if stop is None and request.watch is None else after,
         )  # fmt: skip
         return Outcome(model, done)
 
@@ -212,14 +260,34 @@ def train_on(
 
 
 def walk(
-    dataset: Dataset, labels: Tensor, index: Int64[Tensor, "k"], training: Training, views: int
-) -> Batches | SideBySide:
-    """Batches of the training images in ``index``, or tuples of that many views of each batch."""
+    dataset: Dataset,
+    labels: Tensor,
+    index: Int64[Tensor, "k"],
+    training: Training,
+    views: int,
+    split: Split | None = None,
+) -> Batches | SideBySide | Reading:
+    """Batches of the training images in ``index``, or tuples of that many views of each batch.
+
+    Of images with captions, batches of :class:`hacore.data.Captions`; where a split is given, of an image to forget
+    only what speaks of a forgotten concept is read.
+    """
+    captioned = isinstance(dataset, Captioned)
+    seed = training.loop.seed
     sources = [
-        Batches(dataset.train_images, labels, index, training.batch_size, training.loop.seed, augment)
+        Batches(
+            dataset.train_images, _numbers(dataset) if captioned else labels, index, training.batch_size, seed, augment
+        )
         for augment in _augmentations(training, views)
-    ]
+    ]  # fmt: skip
+    if isinstance(dataset, Captioned):
+        return Reading(sources[0], dataset, seed, split)
     return sources[0] if views == 1 else SideBySide(*sources)
+
+
+def _numbers(dataset: Dataset) -> Int64[Tensor, "n"]:
+    """The number of each training image, by which what is said of it is looked up."""
+    return torch.arange(len(dataset.train_labels), device=dataset.train_labels.device)
 
 
 def _augmentations(training: Training, views: int) -> list[Augment]:

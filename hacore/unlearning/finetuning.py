@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from hacore.data import Batch
 from hacore.data.dataset import generator
 from hacore.errors import HacoreError
 from hacore.geometry import HyperbolicLogistic
@@ -59,11 +58,10 @@ class Finetune(Descent):
 
 
 class Penalised(NamedTuple):
-    """A batch, and the weight of the penalty at its step, once for each image."""
+    """The weight of the penalty at a step, once for each image, and the batch."""
 
-    images: Tensor
-    labels: Tensor
     gamma: Tensor
+    batch: Any
 
 
 class Annealed:
@@ -77,20 +75,14 @@ class Annealed:
         """Batches per epoch."""
         return len(self.batches)
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Any]:
-        """The batches of one epoch from the ``skip``-th on; of tuples of views, each view with the weight."""
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Penalised]:
+        """The batches of one epoch from the ``skip``-th on, of whatever kind, each with the weight."""
         for step, batch in enumerate(self.batches.epoch(epoch, skip), epoch * len(self) + skip):
             gamma = self.gamma * (1 - step / max(self.last, 1))
-            if isinstance(batch, Batch):
-                yield self.weighted(batch, gamma)
-            else:
-                yield tuple(self.weighted(view, gamma) for view in batch)
-
-    @staticmethod
-    def weighted(batch: Batch, gamma: float) -> Penalised:
-        """The batch with the weight."""
-        weights = torch.full((len(batch.images),), gamma, device=batch.images.device)
-        return Penalised(batch.images, batch.labels, weights)
+            images = batch
+            while not isinstance(images, Tensor):
+                images = images[0]
+            yield Penalised(torch.full((len(images),), gamma, device=images.device), batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +109,11 @@ class L1Sparse(Descent):
         return self.descend(request, batches, self.loss, freeze_norm=False)
 
     @staticmethod
-    def loss(model: Model, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(model: Model, batch: Penalised) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of training and the penalty at its present weight."""
-        learnt = model.loss(batch)
+        learnt = model.loss(batch.batch)
         size = torch.stack([p.abs().sum() for p in model.parameters() if p.requires_grad]).sum()
-        gamma = (batch if isinstance(batch, Penalised) else batch[0]).gamma.mean()
-        return learnt + gamma * size, {"training loss": learnt, "l1 norm": size}
+        return learnt + batch.gamma.mean() * size, {"training loss": learnt, "l1 norm": size}
 
 
 @dataclass(frozen=True, kw_only=True)

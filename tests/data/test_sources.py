@@ -267,7 +267,7 @@ def test_images_of_another_size_are_refused(cifar10, png, write_parquet):
 
 
 def test_unknown_names_and_folders(tmp_path):
-    with pytest.raises(HacoreError, match="unknown dataset 'mnist'; choose one of: digits, cifar10"):
+    with pytest.raises(HacoreError, match="unknown dataset 'mnist'; choose one of: digits, world, cifar10"):
         load("mnist")
     with pytest.raises(HacoreError, match="set HACORE_DATA to the folder that holds cifar10/"):
         load("cifar10", tmp_path / "nowhere")
@@ -276,4 +276,4 @@ def test_unknown_names_and_folders(tmp_path):
 def test_class_names_are_distinct():
     for source in DATASETS.values():
         assert len(set(source.classes)) == len(source.classes)
-    assert [len(source.classes) for source in DATASETS.values()] == [10, 10, 100, 10]
+    assert [len(source.classes) for source in DATASETS.values()] == [10, 16, 10, 100, 10]

@@ -1,10 +1,9 @@
 """Image encoders: normalised images (n, c, h, w) to features (n, dim).
 
-All are built by :func:`encoder`, so that a name and three numbers rebuild one from a checkpoint.
+All are built by :func:`hacore.encoders.encoder`, so that a name and three numbers rebuild one from a checkpoint.
 """
 
-import contextlib
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -34,6 +33,11 @@ class Encoder(nn.Module):
             nn.Identity() if self.dim == width else nn.Linear(width, self.dim, bias=False),
             nn.BatchNorm1d(self.dim, affine=False),
         )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments of :func:`encoder` that build one like it, as JSON types."""
+        return {"name": self.name, "channels": self.channels, "dim": self.dim}
 
     def body(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n width"]:
         """Features before the projection to ``dim``."""
@@ -98,6 +102,35 @@ class DigitsCNN(Encoder):
     def body(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n width"]:
         """Features of 32 channels in four quadrants."""
         return self.layers(images)
+
+
+class WorldCNN(Encoder):
+    """Four 3x3 convolutions of width 24, 48, 96, 96, three of them of stride 2, for 32x32 drawings.
+
+    0.14 million parameters, 3 million multiplications an image. Features are normalised image by image, as those of a
+    vision transformer are, and not over the batch: of bright drawings on dark ground some were fifty times as long as
+    the rest, which a radius shows, and a cosine does not.
+    """
+
+    def __init__(self, name: str, channels: int, dim: int | None) -> None:
+        super().__init__(name, channels, 96, dim, min_size=8)
+        self.project[1] = nn.LayerNorm(self.dim, elementwise_affine=False)
+        widths = (channels, 24, 48, 96, 96)
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+                    nn.BatchNorm2d(outputs),
+                    nn.ReLU(),
+                )
+                for inputs, outputs, stride in zip(widths, widths[1:], (2, 2, 2, 1), strict=False)
+            )
+        )
+
+    def body(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n width"]:
+        """The strongest response of each of 96 channels."""
+        # Channels last: faster on a CPU, and every layer keeps it.
+        return self.layers(images.contiguous(memory_format=torch.channels_last)).amax(dim=(2, 3))
 
 
 class ResNet9(Encoder):
@@ -175,37 +208,3 @@ class ResNet(Encoder):
         for stage in self.stages:
             x = stage(x)
         return x.mean(dim=(2, 3))
-
-
-ENCODERS: dict[str, Callable[[str, int, int | None], Encoder]] = {
-    "cnn": DigitsCNN,
-    "resnet9": ResNet9,
-    "resnet18": ResNet,
-    "resnet34": ResNet,
-    "resnet50": ResNet,
-}
-
-
-def encoder(name: str, channels: int = 3, dim: int | None = None, seed: int | None = None) -> Encoder:
-    """Build an untrained encoder.
-
-    Args:
-        name: a key of :data:`ENCODERS`: ``"cnn"`` for digits, ``"resnet9"`` for CIFAR on a laptop,
-            ``"resnet18"``, ``"resnet34"``, ``"resnet50"`` for CIFAR on a GPU.
-        channels: of the images, 1 or more.
-        dim: number of features; None takes the encoder's own (32, 128, 512, 512, 2048), any other
-            number adds a linear layer.
-        seed: initial weights depend on it alone and the global generators are left as they were;
-            None draws them from torch's global generator.
-
-    Raises:
-        HacoreError: if the name is unknown or a number is not positive.
-    """
-    if name not in ENCODERS:
-        raise HacoreError(f"there is no encoder {name!r}; choose one of {', '.join(ENCODERS)}")
-    if channels < 1 or (dim is not None and dim < 1):
-        raise HacoreError(f"an encoder needs at least one channel and one feature, not {channels} and {dim}")
-    with torch.random.fork_rng(devices=[]) if seed is not None else contextlib.nullcontext():
-        if seed is not None:
-            torch.manual_seed(seed)
-        return ENCODERS[name](name, channels, dim)
