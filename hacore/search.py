@@ -364,14 +364,13 @@ def _checked(run: Run, trials: int) -> Method:
     chosen = run.resolved().unlearning
     if trials < 1:
         raise HacoreError(f"a search has at least 1 trial, not {trials}; the first one is the defaults")
+    others = ", ".join(searched(run.scenario, run.kind, run.space))
     if not chosen.search:
-        raise HacoreError(
-            f"{run.method} has nothing to search; choose one of {', '.join(searched(run.scenario, run.kind, run.space))}"
-        )
+        raise HacoreError(f"{run.method} has nothing to search; choose one of {others}")
     if not chosen.fits(run.scenario, run.kind, run.space):
         raise HacoreError(
-            f"{run.method} does not answer {run.scenario} for a {run.kind} in {run.space} space, so it cannot be searched; "
-            f"choose one of {', '.join(searched(run.scenario, run.kind, run.space))}"
+            f"{run.method} does not answer {run.scenario} for a {run.kind} in {run.space} space, so it cannot be "
+            f"searched; choose one of {others}"
         )
     return chosen
 

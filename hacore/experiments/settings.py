@@ -186,7 +186,10 @@ def tuned(run: Run) -> Method:
     # One after the other or at once, concepts are forgotten with the same settings.
     scenario = CONCEPTS[0] if run.scenario in CONCEPTS else run.scenario
     found = _tuned_values(TUNED / f"{scenario}-{run.data}-{run.profile}-{run.recipe}.json")
-    return replace(chosen, **found.get(f"{run.space} {run.lift} {run.method}", {}))
+    values = found.get(f"{run.space} {run.lift} {chosen.tuned_as or run.method}", {})
+    if chosen.tuned_as:  # a part that it is without stays out
+        values = {name: value for name, value in values.items() if getattr(chosen, name) != 0}
+    return replace(chosen, **values)
 
 
 @functools.cache

@@ -98,6 +98,7 @@ class Method:
         search: field -> where ``hacore.search`` looks for its value.
         needs_class: whether it can forget whole classes only.
         needs_cones: whether it is for hyperbolic spaces only.
+        tuned_as: the method whose searched values it takes, where it is that method without a part.
         kinds: of the models it can be asked about: classifiers, encoders that learn without labels, models of images
             and texts.
     """
@@ -106,6 +107,7 @@ class Method:
     search: ClassVar[dict[str, Range]] = {}
     needs_class: ClassVar[bool] = False
     needs_cones: ClassVar[bool] = False
+    tuned_as: ClassVar[str | None] = None
     kinds: ClassVar[tuple[str, ...]] = (Classifier.kind,)
 
     def fits(self, scenario: str, kind: str = Classifier.kind, space: str | None = None) -> bool:

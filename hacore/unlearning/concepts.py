@@ -148,6 +148,8 @@ class HACWithoutNegative(HAC):
     """HAC without negative calibration, for the ablation."""
 
     name = "hac-without-negative"
+    tuned_as = "hac"
+    search: ClassVar[dict[str, Range]] = {}
 
     negative: float = 0.0
 
@@ -157,6 +159,8 @@ class HACWithoutPositive(HAC):
     """HAC without positive calibration, for the ablation."""
 
     name = "hac-without-positive"
+    tuned_as = "hac"
+    search: ClassVar[dict[str, Range]] = {}
 
     positive: float = 0.0
 
@@ -166,6 +170,8 @@ class HACWithoutPreserving(HAC):
     """HAC without the performance-preserving term, for the ablation."""
 
     name = "hac-without-preserving"
+    tuned_as = "hac"
+    search: ClassVar[dict[str, Range]] = {}
 
     preserving: float = 0.0
 
@@ -175,6 +181,8 @@ class HACWithoutEntailment(HAC):
     """HAC without entailment calibration, for the ablation."""
 
     name = "hac-without-entailment"
+    tuned_as = "hac"
+    search: ClassVar[dict[str, Range]] = {}
 
     entailment: float = 0.0
 
@@ -184,6 +192,8 @@ class HACWithoutNorm(HAC):
     """HAC without norm regularisation, for the ablation."""
 
     name = "hac-without-norm"
+    tuned_as = "hac"
+    search: ClassVar[dict[str, Range]] = {}
 
     norm: float = 0.0
 
