@@ -1,4 +1,5 @@
-"""The command line: ``hacore run``, ``hacore shadows``, ``hacore tune``, ``hacore results``, ``hacore audit``."""
+"""The command line: ``hacore run``, ``hacore shadows``, ``hacore tune``, ``hacore results``, ``hacore audit``,
+``hacore unlearn``."""
 
 import argparse
 import os
@@ -6,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hacore import __version__
 from hacore.errors import HacoreError
@@ -29,6 +30,8 @@ EXAMPLES = """examples:
       the table of all records in a folder
   hacore audit before.npz after.npz
       did a service forget my images? from embeddings, or checkpoints and --images, alone
+  hacore unlearn meru_vit_s.pth --data redcaps --forget dog --out without_dog.pth
+      a checkpoint of your own, and tars of image-text pairs, to an unlearned one and its report
 
 A run or trial whose record is there already is not done again, so an interrupted command can be repeated.
 HACORE_DEVICE (auto, cpu, cuda, mps), HACORE_DATA and HACORE_CACHE choose device and folders."""
@@ -46,6 +49,17 @@ examples:
       from embeddings; the photos, sorted by name as the rows are, are shown beside the drops
   hacore audit original.safetensors unlearned.safetensors --images mine --control others --out report
       from checkpoints; without control images, forgetting cannot be told from any other change"""
+
+UNLEARN_EXAMPLES = """CHECKPOINT is a released MERU, CLIP, HyCoCLIP or OpenCLIP file. The new one has the same names, shapes and
+types, so that it drops into the code that reads the old one. Pairs whose captions mention a concept are to be
+forgotten, all others retained; a tenth of both is held out for the report.
+
+examples:
+  hacore unlearn meru_vit_s.pth --data "redcaps/{00..07}.tar" --forget dog+puppy,cat --out unlearned.pth
+      pairs that mention a dog, a puppy or a cat; CLIP's merges are looked for beside the checkpoint
+  hacore unlearn clip.pth --merges bpe_simple_vocab_16e6.txt.gz --data photos --forget dog --keep cat,horse,bird \\
+      --method ac --out unlearned.pth
+      in flat space; zero-shot accuracies are then over dog, cat, horse, bird and other"""
 
 
 def to_forget(text: str) -> int | float | str:
@@ -122,6 +136,13 @@ def parser() -> argparse.ArgumentParser:
     seeds.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0 on (default: 1)")
     seeds.add_argument("--seed", type=int, help="this seed only")
     run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a setting, or a field of the method, other than the profile's; may be given several times",
+    )
+    run.add_argument(
         "--results", type=Path, default=Path("results"), help="folder for records (default: results)"
     )
     run.add_argument("--redo", action="store_true", help="do runs again whose record is there")
@@ -185,7 +206,56 @@ def parser() -> argparse.ArgumentParser:
         help="with checkpoints, what is compared: embed, the points of the loss, or features, what a user is "
         "served (default: embed)",
     )
+    add_unlearn(commands)
     return top
+
+
+def add_unlearn(commands: Any) -> None:
+    """The parser of ``unlearn``."""
+    command = commands.add_parser(
+        "unlearn",
+        help="from a checkpoint and image-text pairs to an unlearned checkpoint and a report",
+        description="Unlearn concepts in a checkpoint of your own.",
+        epilog=UNLEARN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("checkpoint", type=Path, help="a released MERU, CLIP, HyCoCLIP or OpenCLIP file")
+    command.add_argument(
+        "--data",
+        required=True,
+        action="append",
+        help="tars, or a folder of images and texts; may be repeated",
+    )
+    command.add_argument("--forget", required=True, help="concepts: dog, or dog+puppy,cat")
+    command.add_argument("--keep", default="", help="concepts to tell apart in the report, written as those")
+    command.add_argument("--out", required=True, type=Path, help="the new checkpoint")
+    command.add_argument("--method", default="hac", help="hac, ac (for CLIP), finetune, ... (default: hac)")
+    length = command.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="the most steps")
+    length.add_argument(
+        "--epochs", type=int, help="over the pairs the method walks over (default: the method's)"
+    )
+    command.add_argument("--lr", type=float, help="of AdamW (default: 2.5e-5)")
+    command.add_argument("--batch-size", type=int, help="pairs a step, of each kind (default: 64)")
+    command.add_argument("--limit", type=int, default=20_000, help="the most pairs to read (default: 20000)")
+    command.add_argument(
+        "--merges",
+        type=Path,
+        help="CLIP's merges, or a .json of Tokenizer.config (default: beside the checkpoint)",
+    )
+    command.add_argument("--kind", help="openai for OpenCLIP's layout with QuickGELU; else told by the names")
+    command.add_argument(
+        "--heads", help="of the image and the text encoder, as 12,8; else told by the widths"
+    )
+    command.add_argument(
+        "--report", type=Path, help="folder (default: the new checkpoint's name and -report)"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="of order, draws and what is held out (default: 0)"
+    )
+    command.add_argument(
+        "--force", action="store_true", help="replace the new checkpoint and report if there"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -198,7 +268,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise HacoreError(f"--seeds is how many seeds to run, at least 1, not {arguments.seeds}")
     fitting = fitting_methods(arguments)
     seeds = range(arguments.seeds) if arguments.seed is None else [arguments.seed]
-    runs = chosen_runs(arguments, fitting, seeds)
+    changes = dict(change.partition("=")[::2] for change in arguments.set)
+    runs = [experiments.varied(one, changes) for one in chosen_runs(arguments, fitting, seeds)]
     cache = cache_folder() / "trainings"
     for _ in experiments.run_grid(runs, arguments.results, cache, arguments.redo):
         pass
@@ -319,6 +390,34 @@ def audit(arguments: argparse.Namespace, command: str) -> None:
     print(f"The report: {arguments.out / PAGE}")
 
 
+def unlearn(arguments: argparse.Namespace) -> None:
+    """Unlearn a checkpoint, write it and its report, and print what was found."""
+    from hacore.experiments.own import PAGE, read_tokenizer, unlearn_checkpoint
+
+    try:
+        heads = tuple(map(int, arguments.heads.split(","))) if arguments.heads else None
+        if heads is not None and len(heads) != 2:
+            raise ValueError
+    except ValueError:
+        raise HacoreError(f"--heads is two numbers, as 12,8, not {arguments.heads!r}") from None
+    folder = arguments.report or arguments.out.with_name(f"{arguments.out.stem}-report")
+    found = unlearn_checkpoint(
+        arguments.checkpoint, arguments.data, concepts(arguments.forget), arguments.out, arguments.method,
+        keep=concepts(arguments.keep), tokenizer=read_tokenizer(arguments.merges) if arguments.merges else None,
+        lr=arguments.lr, epochs=arguments.epochs, steps=arguments.steps, batch_size=arguments.batch_size,
+        limit=arguments.limit, seed=arguments.seed, report=folder, force=arguments.force,
+        kind=arguments.kind, heads=heads,
+    )  # fmt: skip
+    print(found)
+    print(f"The checkpoint: {arguments.out}\nThe report: {folder / PAGE}")
+
+
+def concepts(text: str) -> dict[str, list[str]]:
+    """Concepts and the further words for them, from ``dog+puppy,cat``."""
+    named = [[word.strip() for word in part.split("+")] for part in text.split(",") if part.strip()]
+    return {words[0]: words[1:] for words in named}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after one sentence on stderr when the input is unusable."""
     arguments = parser().parse_args(argv)
@@ -336,6 +435,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             tune(arguments)
         elif arguments.command == "audit":
             audit(arguments, shlex.join(["hacore", *(sys.argv[1:] if argv is None else argv)]))
+        elif arguments.command == "unlearn":
+            unlearn(arguments)
         else:
             print_table(arguments.folder)
     except HacoreError as error:

@@ -27,6 +27,7 @@ from hacore.experiments.settings import (
     model_kind,
     profile,
     tuned,
+    varied,
 )
 from hacore.experiments.shadows import shadow_splits, shadows
 
@@ -58,4 +59,5 @@ __all__ = [
     "shadows",
     "training_flops",
     "tuned",
+    "varied",
 ]

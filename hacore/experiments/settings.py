@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,12 +130,59 @@ class Run:
 
     @property
     def command(self) -> str:
-        """The command that makes this run's record again, when its settings are the profile's."""
-        return (
+        """The command that makes this run's record again; settings other than the profile's are named one by one."""
+        command = (
             f"hacore run {self.scenario} --data {self.data} --profile {self.profile} --recipe {self.recipe} "
             f"--method {self.method} --space {self.space} --lift {self.lift} --curv {self.curv} "
             f"--forget {shlex.quote(str(self.forget))} --seed {self.seed}"
         )
+        return " ".join([command, *(f"--set {name}={value}" for name, value in self._varied().items())])
+
+    def _varied(self) -> dict[str, Any]:
+        """The settings, and fields of the method, that are not the profile's; what is nested has no name there."""
+        if self.settings is None:
+            return {}
+        usual, own = (asdict(run.resolved()) for run in (replace(self, settings=None), self))
+        for one in (usual, own):
+            one |= one.pop("unlearning")
+        plain = {name: value for name, value in own.items() if not isinstance(value, dict)}
+        return {name: value for name, value in plain.items() if value != usual.get(name)}
+
+
+def varied(run: Run, changes: Mapping[str, str]) -> Run:
+    """The run with some settings, or fields of its method, other than the profile's.
+
+    Args:
+        run: with the settings of its profile.
+        changes: field -> value, as text: of :class:`Settings` (such as ``dim``), else of the method.
+
+    Raises:
+        HacoreError: if neither has such a field, or the value is not of its type.
+    """
+    chosen = profile(run)
+    settings: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
+    for name, text in changes.items():
+        own = hasattr(chosen, name)
+        if not own and not hasattr(chosen.unlearning, name):
+            raise HacoreError(
+                f"neither the settings nor {run.method} have {name!r}; choose one of "
+                f"{', '.join([*asdict(chosen), *asdict(chosen.unlearning)])}"
+            )
+        kind = type(getattr(chosen if own else chosen.unlearning, name))
+        known = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float, str: str}
+        try:
+            (settings if own else answer)[name] = known[kind](text)
+        except (KeyError, ValueError) as error:
+            raise HacoreError(
+                f"{name} is {kind.__name__} and cannot be {text!r} on a command line"
+            ) from error
+    if answer:
+        settings["unlearning"] = replace(chosen.unlearning, **answer)
+    elif settings:
+        # Left open: whichever method answers goes by its searched values.
+        settings["unlearning"] = METHODS["original"]
+    return replace(run, settings=replace(chosen, **settings)) if settings else run
 
 
 def model_kind(head: str) -> str:
