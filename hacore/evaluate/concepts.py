@@ -107,7 +107,7 @@ def of_concepts(
         asked = outputs(old, dataset.test_images, dataset.test_labels, split.test_forget, precision)
         out["cka_before_forget"] = linear_cka(seen["forget_test"].features, asked.features)
     out |= relearn_concepts(model, dataset, split, precision)
-    out["curv"] = float(model.space.curv.detach())
+    out["curvature"] = float(model.space.curv.detach())
     out["scale_image"], out["scale_text"] = (
         float(alpha.detach().exp()) for alpha in (model.visual_alpha, model.textual_alpha)
     )
