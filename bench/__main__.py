@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from bench import steps
 from hacore.geometry import SPACES, Space, space
 from hacore.losses import contrastive_unlearning
 from hacore.train import device
@@ -113,10 +114,11 @@ def table(dim: int, where: torch.device) -> None:
 
 
 def main() -> int:
-    """Print a table for each number of dimensions."""
+    """Print a table for each number of dimensions, and one of steps of models of images and texts."""
     for dim in DIMS:
         table(dim, device())
         print()
+    steps.table(device())
     return 0
 
 
