@@ -50,9 +50,9 @@ examples:
   hacore audit original.safetensors unlearned.safetensors --images mine --control others --out report
       from checkpoints; without control images, forgetting cannot be told from any other change"""
 
-UNLEARN_EXAMPLES = """CHECKPOINT is a released MERU, CLIP, HyCoCLIP or OpenCLIP file. The new one has the same names, shapes and
-types, so that it drops into the code that reads the old one. Pairs whose captions mention a concept are to be
-forgotten, all others retained; a tenth of both is held out for the report.
+UNLEARN_EXAMPLES = """CHECKPOINT is a released MERU, CLIP, HyCoCLIP or OpenCLIP file. The new one has the same names,
+shapes and types, so that it drops into the code that reads the old one. Pairs whose captions mention a concept
+are to be forgotten, all others retained; a tenth of both is held out for the report.
 
 examples:
   hacore unlearn meru_vit_s.pth --data "redcaps/{00..07}.tar" --forget dog+puppy,cat --out unlearned.pth

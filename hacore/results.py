@@ -78,15 +78,41 @@ def load(folder: str | Path = "results", **where: Any) -> pd.DataFrame:
         HacoreError: if the folder is missing or holds no record, a record is damaged, a column
             is unknown, or no record matches.
     """
-    folder = Path(folder)
-    paths = sorted(folder.rglob("*.json"))
+    rows = []
+    for path, record in _records(folder):
+        environment = {f"env_{key}": value for key, value in record["environment"].items()}
+        rows.append(record["run"] | record["metrics"] | record["cost"] | environment | {"record": path})
+    return _selected(rows, where, folder)
+
+
+def curves(folder: str | Path = "results", **where: Any) -> pd.DataFrame:
+    """What methods did on their way, of all records that were looked at while they ran: one row a look.
+
+    Columns are the fields of the run, ``step``, the measures of the look, and ``record``. Rows are in the order
+    of :func:`load`, and of one run in that of its steps; keyword arguments select as there.
+
+    Raises:
+        HacoreError: as :func:`load`, or if no record has a curve.
+    """
+    rows = [
+        record["run"] | look | {"record": path}
+        for path, record in _records(folder)
+        for look in record.get("curve", ())
+    ]
+    if not rows:
+        raise HacoreError(f"no record in {folder} has a curve; those of scenario 'concepts' do")
+    return _selected(rows, where, folder)
+
+
+def _records(folder: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    paths = sorted(Path(folder).rglob("*.json"))
     if not paths:
         raise HacoreError(f"no records in {folder}; make some with `hacore run --results {folder} ...`")
-    rows = []
-    for path in paths:
-        record = read(path)
-        environment = {f"env_{key}": value for key, value in record["environment"].items()}
-        rows.append(record["run"] | record["metrics"] | record["cost"] | environment | {"record": str(path)})
+    return [(str(path), read(path)) for path in paths]
+
+
+def _selected(rows: list[dict[str, Any]], where: Mapping[str, Any], folder: str | Path) -> pd.DataFrame:
+    """Rows as a table, in order, those that have the values asked for."""
     frame = _ordered(pd.DataFrame(rows))
     for column, value in where.items():
         if column not in frame:

@@ -369,8 +369,8 @@ def _checked(run: Run, trials: int) -> Method:
         raise HacoreError(f"{run.method} has nothing to search; choose one of {others}")
     if not chosen.fits(run.scenario, run.kind, run.space):
         raise HacoreError(
-            f"{run.method} does not answer {run.scenario} for a {run.kind} in {run.space} space, so it cannot be "
-            f"searched; choose one of {others}"
+            f"{run.method} does not answer {run.scenario} for models of kind {run.kind} in {run.space} space, so it "
+            f"cannot be searched; choose one of {others}"
         )
     return chosen
 

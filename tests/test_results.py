@@ -42,6 +42,27 @@ def test_load_flattens_and_filters(folder):
     assert len(results.load(folder, method=["retrain", "original"], seed=[0, 2])) == 4
 
 
+def test_curves_have_a_row_for_every_look(folder):
+    for seed in (1, 0):
+        looks = [{"step": float(step), "zero_shot_forget_accuracy": 50.0 / step - seed} for step in (1, 2)]
+        results.write(record(f"ac-{seed}", seed, "ac") | {"curve": looks}, folder)
+    frame = results.curves(folder)
+    assert frame[["method", "seed", "step"]].to_numpy().tolist() == [
+        ["ac", 0, 1.0], ["ac", 0, 2.0], ["ac", 1, 1.0], ["ac", 1, 2.0],
+    ]  # fmt: skip
+    assert frame["zero_shot_forget_accuracy"].tolist() == [50, 25, 49, 24]
+    assert frame["record"].str.endswith("ac-1.json").tolist() == [False, False, True, True]
+    assert len(results.curves(folder, seed=1)) == 2
+    assert len(results.load(folder)) == 8  # records without a curve are rows as before
+    with pytest.raises(HacoreError, match=r"has \{'method': 'retrain'\}"):
+        results.curves(folder, method="retrain")
+
+
+def test_curves_refuse_records_that_have_none(folder):
+    with pytest.raises(HacoreError, match="has a curve"):
+        results.curves(folder)
+
+
 def test_interval_by_hand():
     # mean 92, s = 2, n = 3; t(0.975, 2) = 4.302653; half-width 4.302653 * 2 / sqrt(3) = 4.968276
     out = results.interval([90.0, 92.0, 94.0])

@@ -5,7 +5,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +163,8 @@ def varied(run: Run, changes: Mapping[str, str]) -> Run:
     settings: dict[str, Any] = {}
     answer: dict[str, Any] = {}
     for name, text in changes.items():
-        own = hasattr(chosen, name)
-        if not own and not hasattr(chosen.unlearning, name):
+        own = name in {field.name for field in fields(chosen)}
+        if not own and name not in {field.name for field in fields(chosen.unlearning)}:
             raise HacoreError(
                 f"neither the settings nor {run.method} have {name!r}; choose one of "
                 f"{', '.join([*asdict(chosen), *asdict(chosen.unlearning)])}"

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hacore.errors import HacoreError
-from hacore.plots.disk import Points, bearing, disk_axes, draw, geodesic, half_aperture, walk
+from hacore.plots.disk import Numbers, Points, bearing, disk_axes, draw, geodesic, half_aperture, walk
 from hacore.plots.looks import mixed, spread_labels
 from hacore.plots.style import BLUE, GREY, INK, ORANGE, PALETTE, RED, new_figure, png, slider
 
@@ -36,10 +36,10 @@ def cone(apex: complex, half: float, curv: float = 1.0, reach: float = REACH, n:
     return np.concatenate([left[::-1], right, right[-1] * np.exp(1j * rim)])
 
 
-def exterior_angle(apex: complex | Points, points: Points, curv: float = 1.0) -> NDArray[np.float64]:
+def exterior_angle(apex: Numbers, points: Numbers, curv: float = 1.0) -> NDArray[np.float64]:
     """The angle at ``apex`` between the way on from the origin and the way to each of ``points``, in [0, π]."""
-    turn = bearing(apex, points, curv)[0] - np.angle(apex)
-    return np.abs(np.angle(np.exp(1j * turn)))
+    turn = bearing(apex, points, curv)[0] - np.angle(np.asarray(apex))
+    return np.asarray(np.abs(np.angle(np.exp(1j * turn))))
 
 
 def images_around(curv: float = 1.0, n: int = SPREAD) -> Points:
@@ -55,7 +55,7 @@ def cone_figure(
     points: Points | None = None,
     curv: float = 1.0,
     name: str = "text",
-    widest: float | None = None,
+    widest: float | int | None = None,
 ) -> Figure:
     """A text, its cone and the images inside and outside of it; at the right, how aperture depends on radius.
 
@@ -125,12 +125,11 @@ def cone_explorer(
         radii: of the text; None takes twelve up to 3/√c.
         angle, min_radius, points, curv, name: as in :func:`cone_figure`.
     """
-    chosen = np.geomspace(0.1, 3, 12) / np.sqrt(curv) if radii is None else np.asarray(radii, dtype=float)
+    chosen = (np.geomspace(0.1, 3, 12) / np.sqrt(curv)).tolist() if radii is None else list(radii)
+    widest = max([3 / float(np.sqrt(curv)), *chosen])
     frames = {}
-    for radius in chosen.tolist():
-        figure = cone_figure(
-            radius, angle, min_radius, points, curv, name, max(3 / np.sqrt(curv), chosen.max())
-        )
+    for radius in chosen:
+        figure = cone_figure(radius, angle, min_radius, points, curv, name, widest)
         frames[f"{radius:.2f}"] = png(figure)
     return slider(frames, "radius", alt)
 
@@ -196,7 +195,7 @@ def tree_cones(
     dark = [mixed(shade, "black", 0.35) for shade in colour]
     faces = [shade if within else "white" for shade, within in zip(dark, held, strict=True)]
     axes.scatter(positions.real, positions.imag, s=26, c=faces, edgecolors=dark, lw=1.2, zorder=4)
-    spread_labels(axes, np.stack([positions.real, positions.imag], axis=-1), names, dark, size=9)
+    spread_labels(axes, np.stack([positions.real, positions.imag], axis=-1), names, dark, size=9.0)
     return figure
 
 
@@ -275,7 +274,7 @@ def force_field(
     bar = figure.colorbar(ScalarMappable(norm, "cividis"), ax=list(grid), shrink=0.7)
     bar.set_label("strength of the force")
     # The texts are the same in all panels: their names stand in the first.
-    spread_labels(grid[0], places, list(texts), [INK] * len(texts), size=9)
+    spread_labels(grid[0], places, list(texts), [INK] * len(texts), size=9.0)
     return figure
 
 
@@ -300,7 +299,7 @@ def _rings() -> Points:
 def _beside(apex: complex, half: float) -> Points:
     """Places just inside and just outside both edges of a cone, where its hinges act."""
     turns = np.array([-half - 0.12, -0.5 * half, 0.5 * half, half + 0.12])[:, None]
-    return walk(apex, np.angle(apex) + turns, np.array([0.5, 1.0, 1.6])).ravel()
+    return walk(apex, np.angle(apex) + turns, np.array([0.5, 1.2])).ravel()
 
 
 def _within(points: NDArray[Any], curv: float) -> None:
