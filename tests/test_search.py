@@ -324,7 +324,11 @@ def test_what_cannot_be_searched_is_said_before_anything_is_trained(known, tmp_p
     for run, trials, message in (
         (known, 0, "at least 1 trial, not 0"),
         (Run(method="retrain"), 3, "retrain has nothing to search; choose one of contrastive-unlearning"),
-        (replace(known, scenario="random-samples"), 3, "does not answer random-samples for models of kind classifier"),
+        (
+            replace(known, scenario="random-samples"),
+            3,
+            "does not answer random-samples for models of kind classifier",
+        ),
     ):
         with pytest.raises(HacoreError, match=message):
             next(search_all([run], trials, tmp_path))

@@ -170,7 +170,12 @@ def varied(run: Run, changes: Mapping[str, str]) -> Run:
                 f"{', '.join([*asdict(chosen), *asdict(chosen.unlearning)])}"
             )
         kind = type(getattr(chosen if own else chosen.unlearning, name))
-        known = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float, str: str}
+        known: dict[type, Callable[[str], Any]] = {
+            bool: {"True": True, "False": False}.__getitem__,
+            int: int,
+            float: float,
+            str: str,
+        }
         try:
             (settings if own else answer)[name] = known[kind](text)
         except (KeyError, ValueError) as error:
