@@ -107,7 +107,7 @@ def test_the_penalised_loss_by_hand(flat):
     batch = next(Annealed(Finetune().over(flat, flat.split.retain), 0.25, 1).epoch(0))
     model = copy.deepcopy(flat.model).eval()
     loss, parts = L1Sparse.loss(model, batch)
-    ce = cross_entropy(model(batch.images), batch.labels).item()
+    ce = cross_entropy(model(batch.batch.images), batch.batch.labels).item()
     assert loss.item() == pytest.approx(ce + 0.25 * l1(model), rel=1e-5)
     assert parts["l1 norm"].item() == pytest.approx(l1(model), rel=1e-5)
 
