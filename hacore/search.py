@@ -52,8 +52,9 @@ OBJECTIVE = {
         "forget against validation images by the agreement of their views - 50|, in percentage points"
     ),
     "concepts": (
-        "minimise max(0, the original's zero-shot accuracy on retained validation images among retained labels - the "
-        "model's) + |AUC of the forgotten concepts' prompts on validation images - 50|, in percentage points"
+        "minimise 100 (1 - kept * unnamed * unfound): kept the share of the original's zero-shot accuracy on retained "
+        "validation images among retained labels, at most 1; unnamed 1 - zero-shot accuracy on the forgotten "
+        "concepts' validation images; unfound 1 - |AUC of the concepts' prompts - 50| / 50"
     ),
 }
 # What a record must hold to be resumed or adopted, with its type.
@@ -129,27 +130,42 @@ def measure(model: nn.Module, request: Request) -> dict[str, float]:
 def objective(model: dict[str, float], original: dict[str, float]) -> float:
     r"""How far an answer is from the goal, in percentage points; 0 is perfect.
 
-    With validation accuracy :math:`v` of the model and :math:`v_0` of the original, forget accuracy :math:`u`
-    and accuracy :math:`u_v` on validation images of forgotten classes, of :func:`measure`:
+    Of concepts it is :func:`_tug_of_war`. Else, with validation accuracy :math:`v` of the model and :math:`v_0` of
+    the original, forget accuracy :math:`u` and accuracy :math:`u_v` on validation images of forgotten classes, of
+    :func:`measure`:
 
     .. math:: \max(0, v_0 - v) + \begin{cases} (u + u_v) / 2 & \text{for classes}\\ |u - v| & \text{for samples}
-        \\ |a - 50| & \text{without labels, and for concepts}
+        \\ |a - 50| & \text{without labels}
         \end{cases}
 
     A model that never saw random samples answers them as well as validation images, and an attacker cannot
-    tell the two by the agreement of their views, of AUC :math:`a`; nor does the name of a concept find its images,
-    with :math:`a` the AUC of its prompt. Retrain is not asked:
-    someone who needs to unlearn does not have it.
+    tell the two by the agreement of their views, of AUC :math:`a`. Retrain is not asked: someone who needs to
+    unlearn does not have it.
     """
+    if "prompt" in model:
+        return _tug_of_war(model, original)
     lost = max(0.0, original["validation"] - model["validation"])
-    if "membership" in model or "prompt" in model:
-        kept = abs(model.get("membership", model.get("prompt", 50.0)) - 50)
+    if "membership" in model:
+        kept = abs(model["membership"] - 50)
     elif "validation_forget" in model:
         kept = (model["validation_forget"] + model["forget"]) / 2
     else:
         kept = abs(model["forget"] - model["validation"])
     # Equal counts of images must tie, whatever order they were added in.
     return round(lost + kept, 6)
+
+
+def _tug_of_war(model: dict[str, float], original: dict[str, float]) -> float:
+    r"""How far from a model that knows everything but the concept, in percent; 0 is perfect, 100 the worst.
+
+    With retained zero-shot accuracy :math:`v`, zero-shot accuracy :math:`u` on the concept's images and the AUC
+    :math:`a` of its prompts, :math:`1 - \min(1, v / v_0) (1 - u) (1 - |2a - 1|)`. A product, after the tug of war of
+    :cite:t:`zhao2024`: a sum can be won by doing nothing where forgetting is dear, and here both who does
+    nothing and who ruins the model are at the worst.
+    """
+    kept = min(1.0, model["validation"] / max(original["validation"], 1e-9))
+    forgotten = (1 - model["forget"] / 100) * (1 - abs(model["prompt"] - 50) / 50)
+    return round(100 * (1 - kept * forgotten), 6)
 
 
 def propose(

@@ -102,6 +102,32 @@ def slow_terms(manifold, images, texts, candidates, true, parents, weights):
     return {name: torch.stack(terms).mean() for name, terms in found.items() if terms}
 
 
+def test_calibration_compares_as_the_model_does():
+    manifold = space("lorentz", 1.0).double()
+    (images, texts, _, _), arguments = batch(manifold)
+
+    def angle(points, others):
+        return -manifold.pairwise_exterior_angle(others, points).T
+
+    weights = Weights(**OFF | {"negative": 1.0, "positive": 1.0})
+    _, parts = hyperbolic_alignment_calibration(**arguments, weights=weights, compare=angle)
+    every = torch.stack(
+        [
+            torch.stack([-manifold.exterior_angle(t, x) for t in arguments["candidates"]])
+            for x in images.detach()
+        ]
+    ).detach()
+    wrong = ~arguments["true"]
+    floor = every[wrong].mean()  # an angle has a largest value: a wrong pair's is where a true pair's may end
+    own = torch.stack([-manifold.exterior_angle(t, x) for t, x in zip(texts, images, strict=True)])
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(
+        parts["positive calibration"], SCALE * (own - floor).clamp(min=0).mean(), **close
+    )
+    mean = torch.stack([row[one].mean() for row, one in zip(every, wrong, strict=True)]).mean()
+    torch.testing.assert_close(parts["negative calibration"], -SCALE * mean, **close)
+
+
 @SPACE
 @pytest.mark.parametrize("bound", ["margin", "none"])
 @pytest.mark.parametrize("curv", [0.5, 2.0])

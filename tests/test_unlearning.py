@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import tiny_run
+from tiny_world import tiny_concept_run
 
 from hacore.errors import HacoreError
 from hacore.evaluate import evaluate
@@ -51,16 +52,25 @@ EVERY_METHOD = pytest.mark.parametrize(
 )
 
 
-def asked(kind, flat_request, encoder_request, name):
+@pytest.fixture(scope="module")
+def pairs_request():
+    return prepare(tiny_concept_run("lorentz", method="original"))
+
+
+@pytest.fixture
+def asked(request, name, kind):
     """A request about such a model, and the method with settings that suit it."""
     if kind == "classifier":
-        return flat_request, answer(name)
-    return encoder_request, tiny_run(method=name, **ENCODER).resolved().unlearning
+        return request.getfixturevalue("flat_request"), answer(name)
+    if kind == "image-text":
+        chosen = tiny_concept_run("lorentz", method=name).resolved().unlearning
+        return request.getfixturevalue("pairs_request"), chosen
+    return request.getfixturevalue("encoder_request"), tiny_run(method=name, **ENCODER).resolved().unlearning
 
 
 @EVERY_METHOD
-def test_no_method_changes_the_model_it_is_given(flat_request, encoder_request, name, kind):
-    request, method = asked(kind, flat_request, encoder_request, name)
+def test_no_method_changes_the_model_it_is_given(asked):
+    request, method = asked
     before = weights(request.model)
     outcome = method(request)
     assert torch.equal(weights(request.model), before)
@@ -69,8 +79,8 @@ def test_no_method_changes_the_model_it_is_given(flat_request, encoder_request, 
 
 
 @EVERY_METHOD
-def test_no_method_reads_the_test_split(flat_request, encoder_request, name, kind):
-    request, method = asked(kind, flat_request, encoder_request, name)
+def test_no_method_reads_the_test_split(asked):
+    request, method = asked
     data = request.dataset
     other = replace(data, test_images=255 - data.test_images)
     outcomes = [method(replace(request, dataset=each)) for each in (data, other)]

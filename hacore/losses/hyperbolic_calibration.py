@@ -11,6 +11,7 @@ cosines <= 1. That bounds every term from below, whatever the weights.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -177,6 +178,7 @@ def hyperbolic_alignment_calibration(
     parents: Float[Tensor, "p _"] | None = None,
     min_radius: float = 0.1,
     floor: float | None = None,
+    compare: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     r"""Hyperbolic Alignment Calibration (HAC); with cosines and no cones, Alignment Calibration (AC) for CLIP.
 
@@ -199,6 +201,8 @@ def hyperbolic_alignment_calibration(
         min_radius: of the cones, as in training.
         floor: similarity at which forgetting is complete; None takes :func:`similarity_floor` of the mean
             wrong pair of this batch. Without effect with ``weights.bound = "none"``.
+        compare: what the model compares images and texts by, (n, d) and (m, d) to (n, m), where it is not the
+            space's similarity; bounded from below, as minus an angle is.
 
     Returns:
         The loss, and its parts without their weights: "retain" and those switched on of "negative
@@ -218,14 +222,17 @@ def hyperbolic_alignment_calibration(
 
     terms: dict[str, tuple[float, Tensor]] = {}
     if weights.negative or weights.positive or weights.preserving:
-        similarity = space.similarity(images, candidates)
+        similar = compare or space.similarity
+        similarity = similar(images, candidates)
         lowest: float | Tensor = -math.inf
         if weights.bound == "margin" and (weights.positive or weights.preserving):
-            lowest = similarity_floor(_mean_wrong(similarity, true), space) if floor is None else floor
+            wrong = _mean_wrong(similarity, true).detach()
+            usual = similarity_floor(wrong, space) if compare is None else wrong
+            lowest = usual if floor is None else floor
     if weights.negative:
         terms["negative calibration"] = weights.negative, negative_calibration(similarity, true, temperature)
     if weights.positive:
-        paired = space.similarity(images, texts).diagonal()  # faster than pair by pair, by far
+        paired = similar(images, texts).diagonal()  # faster than pair by pair, by far
         terms["positive calibration"] = weights.positive, positive_calibration(paired, lowest, temperature)
     if weights.preserving:
         terms["preserving"] = weights.preserving, performance_preserving(similarity, lowest, temperature)

@@ -4,7 +4,7 @@ Derived in the chapter "Images and words in one space".
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -190,6 +190,11 @@ class ImageText(ImageModel):
             if self.objective.contrast == "angle":
                 return -self.space.pairwise_exterior_angle(texts, images).T
             return self.space.similarity(images, texts)
+
+    @property
+    def comparison(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """:meth:`compare` where that is not the similarity of the space, else None."""
+        return self.compare if self.objective.contrast == "angle" else None
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:
         """The loss of a batch of :class:`hacore.data.Captions`."""

@@ -55,15 +55,16 @@ class AC(Descent):
     lr: float = 3e-4
     epochs: int = 4  # over the forget images
     # Similarities are divided by the temperature, about 1/20 after training: at weight 1 these terms drown the rest.
-    negative: float = 0.1  # alpha, mismatched pairs together
-    positive: float = 0.1  # beta, true pairs apart
-    preserving: float = 0.1  # epsilon, spread of forget images over texts
+    negative: float = 0.01  # alpha, mismatched pairs together
+    positive: float = 0.01  # beta, true pairs apart
+    preserving: float = 0.01  # epsilon, spread of forget images over texts
     bound: str = "margin"  # of the push: "none" lets it go on for ever
 
     search: ClassVar[dict[str, Range]] = {
         "lr": Range(3e-5, 3e-3),
-        "negative": Range(0.01, 1.0),
-        "positive": Range(0.01, 1.0),
+        "negative": Range(0.001, 0.3),
+        "positive": Range(0.001, 0.3),
+        "preserving": Range(0.001, 0.3),
     }
 
     @property
@@ -91,7 +92,7 @@ class AC(Descent):
         above = model.embed_text(parents[forget.labels]) if self.weights.parent else None
         return hyperbolic_alignment_calibration(
             kept, images, said.points, candidates, true, model.space, 1 / model.temperature, self.weights,
-            parents=above, min_radius=model.objective.min_radius,
+            parents=above, min_radius=model.objective.min_radius, compare=model.comparison,
         )  # fmt: skip
 
 
