@@ -1,6 +1,7 @@
 """What the papers' size would cost: sums worked by hand, and commands that the command line understands."""
 
 import shlex
+from dataclasses import fields, replace
 
 import pandas as pd
 import pytest
@@ -9,7 +10,15 @@ from hacore import experiments
 from hacore.__main__ import chosen_runs, parser
 from hacore.errors import HacoreError
 from hacore.experiments import Run, cost
+from hacore.experiments.settings import Settings
 
+CONCEPT = {
+    "scenario": "concepts",
+    "recipe": "image-text",
+    "forget": "dog",
+    "space": "lorentz",
+    "lift": "free",
+}
 FLOPS = {"original": 110.0, "retrain": 100.0, "finetune": 5.0}
 
 
@@ -63,6 +72,7 @@ def test_images_and_encoders_of_the_papers_count():
                 "lift": "free",
             },
         ),
+        (CONCEPT, CONCEPT),
     ],
 )
 def test_the_commands_make_those_runs(changes, what):
@@ -83,6 +93,17 @@ def test_all_methods_have_a_short_command():
     (command,) = experiments.paper_commands(frame, ["cifar100"])
     assert "--method all " in command
     assert "--forget 500 --seeds 1" in command
+
+
+def test_texts_cost_something_too():
+    pair = Run(**CONCEPT, method="retrain", data="cifar10", profile="paper")
+    narrow = replace(pair, settings=replace(pair.resolved(), text_width=64, text_layers=2))
+    image = Run(method="retrain", data="cifar10", profile="paper", settings=pair.resolved())
+    alone = replace(
+        image, settings=Settings(**{f.name: getattr(pair.resolved(), f.name) for f in fields(Settings)})
+    )
+    wide, slim, without = (experiments.training_flops(run) for run in (pair, narrow, alone))
+    assert wide > slim > without
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hacore.errors import HacoreError
 # model is asked about a concept in another way and not about words it has never read.
 WORDINGS = ("a drawing of {}", "a picture of {}", "an image of {}", "this is {}")
 UNSEEN = ("{}", "this is a picture of {}", "this drawing is of {}")
+LENGTH = 20  # tokens of a caption, with start and end
 
 _NUMBERS = {
     "even number": ("zero", "two", "four", "six", "eight"),
@@ -69,7 +70,7 @@ def with_captions(dataset: Dataset) -> Captioned:
         prompts=wordings,
         unseen=unseen,
         vocabulary=1024,  # a hundred class names want more than the bytes
-        length=20,
+        length=LENGTH,
     )
 
 

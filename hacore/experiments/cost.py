@@ -92,12 +92,14 @@ def paper_commands(records: pd.DataFrame, data: Iterable[str] = tuple(PROFILES[P
 def _request(records: pd.DataFrame) -> Run:
     """The Euclidean Retrain of the records' request at profile ``paper``."""
     columns = ["scenario", "recipe", "forget"]
+    usual = records["lift"].iloc[0]
     if len(records[columns].drop_duplicates()) != 1:
         raise HacoreError(
             "these are records of several requests; give those of one scenario, recipe and forget"
         )
     scenario, recipe, forget = records[columns].iloc[0]
-    forget = int(forget) if forget == int(forget) else float(forget)
+    if not isinstance(forget, str):
+        forget = int(forget) if forget == int(forget) else float(forget)
     return Run(
-        scenario=scenario, profile=PAPER, recipe=recipe, forget=forget, method="retrain", data="cifar10"
-    )
+        scenario=scenario, profile=PAPER, recipe=recipe, forget=forget, method="retrain", data="cifar10", lift=usual
+    )  # fmt: skip

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from hacore import data, results, train
+from hacore.data.captions import LENGTH
 from hacore.encoders import TextEncoder, encoder
 from hacore.errors import HacoreError
 from hacore.evaluate import evaluate
@@ -281,9 +282,10 @@ def _in_turn(run: Run, request: Request) -> Outcome:
 
 
 def training_flops(run: Run, images: int = 45_000, channels: int = 3, size: int = 32) -> float:
-    """FLOPs of one training of a run's encoder, forward and backward; nothing is computed, no data read.
+    """FLOPs of one training of a run's encoders, forward and backward; nothing is computed, no data read.
 
     Without labels it sees every image in two views; MoCo's second encoder, which has no backward pass, is left out.
+    With captions it reads a text with every image, though texts that several images share are read but once.
 
     Args:
         run: whose encoder, batch size and epochs count.
@@ -294,6 +296,9 @@ def training_flops(run: Run, images: int = 45_000, channels: int = 3, size: int 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         body = encoder(settings.encoder, channels=channels, dim=settings.dim)
         body(torch.empty(2, channels, size, size)).sum().backward()
+        if isinstance(settings, PairSettings):
+            text = TextEncoder(512, LENGTH, settings.text_width, settings.text_layers, settings.text_heads)
+            text(torch.zeros(2, LENGTH, dtype=torch.long)).sum().backward()
     views = CONTRASTIVE[settings.head].views if settings.head in CONTRASTIVE else 1
     return counter.get_total_flops() / 2 * views * images * settings.training.loop.epochs
 
