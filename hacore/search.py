@@ -37,6 +37,8 @@ SEED = 100  # of data, weights and sampler; reported runs count their seeds from
 TRIALS = 20
 STARTUP = 8  # trials before the sampler builds on what it has seen
 VIEWS = 10  # of each image, whose agreement gives members away
+PRICE = 5.0  # percentage points of retained accuracy that forgetting a concept may cost ...
+FINE = 10  # ... and how much each further one counts
 DIGITS = 3  # significant ones of a value that is tried
 OBJECTIVE = {
     "single-class": (
@@ -52,9 +54,9 @@ OBJECTIVE = {
         "forget against validation images by the agreement of their views - 50|, in percentage points"
     ),
     "concepts": (
-        "minimise 100 (1 - kept * unnamed * unfound): kept the share of the original's zero-shot accuracy on retained "
-        "validation images among retained labels, at most 1; unnamed 1 - zero-shot accuracy on the forgotten "
-        "concepts' validation images; unfound 1 - |AUC of the concepts' prompts - 50| / 50"
+        "minimise 100 (1 - unnamed * unfound) + 10 max(0, lost - 5): unnamed 1 - zero-shot accuracy on the forgotten "
+        "concepts' validation images; unfound 1 - |AUC of the concepts' prompts - 50| / 50; lost the points of the "
+        "original's zero-shot accuracy on retained validation images, among retained labels, that the model has not"
     ),
 }
 # What a record must hold to be resumed or adopted, with its type.
@@ -130,7 +132,7 @@ def measure(model: nn.Module, request: Request) -> dict[str, float]:
 def objective(model: dict[str, float], original: dict[str, float]) -> float:
     r"""How far an answer is from the goal, in percentage points; 0 is perfect.
 
-    Of concepts it is :func:`_tug_of_war`. Else, with validation accuracy :math:`v` of the model and :math:`v_0` of
+    Of concepts it is :func:`_of_concepts`. Else, with validation accuracy :math:`v` of the model and :math:`v_0` of
     the original, forget accuracy :math:`u` and accuracy :math:`u_v` on validation images of forgotten classes, of
     :func:`measure`:
 
@@ -143,7 +145,7 @@ def objective(model: dict[str, float], original: dict[str, float]) -> float:
     unlearn does not have it.
     """
     if "prompt" in model:
-        return _tug_of_war(model, original)
+        return _of_concepts(model, original)
     lost = max(0.0, original["validation"] - model["validation"])
     if "membership" in model:
         kept = abs(model["membership"] - 50)
@@ -155,17 +157,17 @@ def objective(model: dict[str, float], original: dict[str, float]) -> float:
     return round(lost + kept, 6)
 
 
-def _tug_of_war(model: dict[str, float], original: dict[str, float]) -> float:
-    r"""How far from a model that knows everything but the concept, in percent; 0 is perfect, 100 the worst.
+def _of_concepts(model: dict[str, float], original: dict[str, float]) -> float:
+    r"""What is left of a concept, in percent, and a fine on what its forgetting cost beyond :data:`PRICE` points.
 
     With retained zero-shot accuracy :math:`v`, zero-shot accuracy :math:`u` on the concept's images and the AUC
-    :math:`a` of its prompts, :math:`1 - \min(1, v / v_0) (1 - u) (1 - |2a - 1|)`. A product, after the tug of war of
-    :cite:t:`zhao2024`: a sum can be won by doing nothing where forgetting is dear, and here both who does
-    nothing and who ruins the model are at the worst.
+    :math:`a` of its prompts, as shares, :math:`1 - (1 - u) (1 - |2a - 1|) + 10 \max(0, v_0 - v - 0.05)`. A sum of
+    equals could be won by doing nothing where forgetting is dear, and a product by ruin; here methods spend about
+    the same, and who spends nothing has forgotten nothing.
     """
-    kept = min(1.0, model["validation"] / max(original["validation"], 1e-9))
+    lost = max(0.0, original["validation"] - model["validation"] - PRICE)
     forgotten = (1 - model["forget"] / 100) * (1 - abs(model["prompt"] - 50) / 50)
-    return round(100 * (1 - kept * forgotten), 6)
+    return round(100 * (1 - forgotten) + FINE * lost, 6)
 
 
 def propose(
