@@ -11,9 +11,9 @@ from tiny_world import tiny_concept_run, tiny_world
 from hacore import experiments, results, search
 from hacore.__main__ import main, parser
 from hacore.errors import HacoreError
-from hacore.experiments import Run, prepare, run_grid, settings
+from hacore.experiments import Run, concept_split, prepare, run_grid, settings
 from hacore.experiments import run as do
-from hacore.experiments.perform import LOOKS, _original, _watched, checkpoint, concept_split
+from hacore.experiments.perform import LOOKS, _original, _watched, checkpoint
 from hacore.models import HIERARCHY
 from hacore.unlearning import METHODS
 

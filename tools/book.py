@@ -80,6 +80,7 @@ def refresh(path: Path) -> None:
     NotebookClient(
         notebook,
         timeout=600,
+        startup_timeout=180,  # a busy machine takes longer than the usual minute
         kernel_name="python3",
         record_timing=False,
         store_widget_state=True,

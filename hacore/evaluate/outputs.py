@@ -93,9 +93,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards training or evaluation mode is as before, layer by layer."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    yield
-    for module, training in modes:
-        module.training = training
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def parts(dataset: Dataset, split: Split) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
