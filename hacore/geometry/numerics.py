@@ -59,7 +59,7 @@ def as_curvature(curv: Any, like: Tensor) -> Float[Tensor, ""]:
     if curv.numel() != 1:
         raise HacoreError(f"curvature has shape {tuple(curv.shape)}: pass one number for all points")
     if curv.device.type == "cpu":
-        check_curvature(float(curv.detach()))
+        check_curvature(curv.item())
     return curv.reshape(()).to(device=like.device, dtype=work_dtype(like.device))
 
 
@@ -173,8 +173,7 @@ def coshc(w: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 def just_inside(w: Float[Tensor, "*n"]) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
     """For squared norms w: the factor that pulls points of norm >= 1 just inside 1, and w < 1 after that."""
     most = 1 - torch.finfo(w.dtype).eps
-    outside = w > most
-    return torch.where(outside, (most / torch.where(outside, w, 1)).sqrt(), 1), w.clamp(max=most)
+    return (most / w.clamp(min=most)).sqrt(), w.clamp(max=most)
 
 
 def mean_weights(x: Tensor, weights: Tensor | None) -> Tensor:
