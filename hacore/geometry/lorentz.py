@@ -18,6 +18,7 @@ from hacore.errors import HacoreError
 from hacore.geometry.angles import exterior_angles
 from hacore.geometry.numerics import (
     MAX_RADIUS,
+    Radial,
     asinhc,
     clip_norm,
     coshc,
@@ -54,8 +55,8 @@ def exp0(v: Float[Tensor, "*n d"], curv: Scalar) -> Float[Tensor, "*n d"]:
     Raises:
         HacoreError: curvature not positive, or v not a floating-point tensor (..., d).
     """
-    v = clip_norm(v, MAX_RADIUS / curv.sqrt())
-    return v * sinhc(curv * (v * v).sum(-1, keepdim=True))
+    mapped: Tensor = Radial.apply(v, curv, MAX_RADIUS, lambda t: (torch.sinh(t), torch.cosh(t)))
+    return mapped
 
 
 @precise("x")

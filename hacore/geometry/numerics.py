@@ -59,7 +59,7 @@ def as_curvature(curv: Any, like: Tensor) -> Float[Tensor, ""]:
     if curv.numel() != 1:
         raise HacoreError(f"curvature has shape {tuple(curv.shape)}: pass one number for all points")
     if curv.device.type == "cpu":
-        check_curvature(float(curv.detach()))
+        check_curvature(curv.item())
     return curv.reshape(()).to(device=like.device, dtype=work_dtype(like.device))
 
 
@@ -119,7 +119,7 @@ def precise(*points: str, leading: str = "broadcast") -> Callable[[Callable[...,
 
 def norm(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
     """Euclidean norm over the last dimension, with gradient 0 at 0."""
-    return safe_sqrt((x * x).sum(-1))
+    return torch.linalg.vector_norm(x, dim=-1)
 
 
 def safe_sqrt(s: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -160,9 +160,43 @@ def _even(
 
 
 sinhc = _even(torch.sinh, 1 / 6, 1 / 120)
-tanhc = _even(torch.tanh, -1 / 3, 2 / 15)
 asinhc = _even(torch.asinh, -1 / 6, 3 / 40)
 atanhc = _even(torch.atanh, 1 / 3, 1 / 5)
+
+
+class Radial(torch.autograd.Function):
+    """v f(t) / t, t = √c |v| cut at ``limit``, and 0 for v = 0: the maps from the tangent space at the origin.
+
+    ``function`` gives f(t) and f'(t). Across v the gradient is scaled by f / t, along it by f', or by 0 where t
+    was cut; written down, it takes half the time of what autograd would record. It can be differentiated again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, v: Tensor, c: Tensor, limit: float, function: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        ctx.limit, ctx.function = limit, function
+        ctx.save_for_backward(v, c)
+        return v * Radial._factors(v, c, limit, function)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        v, c = ctx.saved_tensors
+        across, slope, t = Radial._factors(v, c, ctx.limit, ctx.function)
+        along = (v * grads[0]).sum(-1, keepdim=True) * (slope - across)
+        grad_v = across * grads[0] + v * (
+            along / t * (c / t)
+        )  # one after the other: t² would underflow float32
+        return grad_v, along.sum() / (2 * c) if ctx.needs_input_grad[1] else None, None, None
+
+    @staticmethod
+    def _factors(
+        v: Tensor, c: Tensor, limit: float, function: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """f / t, f' and t, which is kept off 0, where f / t is 1."""
+        t = (torch.linalg.vector_norm(v, dim=-1, keepdim=True) * c.sqrt()).clamp(min=1e-18)
+        f, slope = function(t.clamp(max=limit))
+        return f / t, slope * (t <= limit), t
 
 
 def coshc(w: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -173,8 +207,7 @@ def coshc(w: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 def just_inside(w: Float[Tensor, "*n"]) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
     """For squared norms w: the factor that pulls points of norm >= 1 just inside 1, and w < 1 after that."""
     most = 1 - torch.finfo(w.dtype).eps
-    outside = w > most
-    return torch.where(outside, (most / torch.where(outside, w, 1)).sqrt(), 1), w.clamp(max=most)
+    return (most / w.clamp(min=most)).sqrt(), w.clamp(max=most)
 
 
 def mean_weights(x: Tensor, weights: Tensor | None) -> Tensor:

@@ -22,12 +22,12 @@ from hacore.geometry import lorentz
 from hacore.geometry.lorentz import Scalar
 from hacore.geometry.numerics import (
     MAX_RADIUS,
+    Radial,
     atanhc,
     clip_norm,
     just_inside,
     norm,
     precise,
-    tanhc,
 )
 from hacore.geometry.product import hyperbolic_pairwise
 
@@ -68,8 +68,14 @@ def exp0(v: Float[Tensor, "*n d"], curv: Scalar) -> Float[Tensor, "*n d"]:
     Raises:
         HacoreError: curvature not positive, or v not a floating-point tensor (..., d).
     """
-    v = clip_norm(v, MAX_RADIUS / curv.sqrt())
-    return v / 2 * tanhc(curv / 4 * (v * v).sum(-1, keepdim=True))
+    mapped: Tensor = Radial.apply(v, curv, MAX_RADIUS, _half_tanh)
+    return mapped
+
+
+def _half_tanh(t: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(t / 2) and its slope."""
+    half = torch.tanh(t / 2)
+    return half, (1 - half * half) / 2
 
 
 def _log0(x: Float[Tensor, "*n d"], c: Scalar) -> Float[Tensor, "*n d"]:

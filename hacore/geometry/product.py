@@ -14,51 +14,56 @@ from torch import Tensor
 from hacore.geometry.numerics import as_curvature, check_points, just_inside, result_dtype
 
 
-def _hyperboloid(p: Tensor, r: Tensor, ball: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Points X on the hyperboloid of curvature -1, with two free columns on their right, and A = X_t - 1.
+def _hyperboloid(p: Tensor, r: Tensor, ball: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Carry points p, in place, to X on the hyperboloid of curvature -1; |X|, C = X_t, C - 1 and the pull.
 
-    Lorentz points p become r p. Ball points become r p (A + 2), where A + 2 = 2 / (1 - |r p|²), those on
-    or outside the sphere being pulled just inside it first, by a factor <= 1, returned too.
+    Lorentz points p become r p. Ball points become r p (A + 2), where A = C - 1 and A + 2 = 2 / (1 - |r p|²),
+    those on or outside the sphere being pulled just inside it first, by a factor <= 1, returned too.
     """
-    factor = torch.empty(len(p), p.shape[1] + 2, dtype=r.dtype, device=p.device)
-    points = factor[:, :-2].copy_(p)
-    w = (points * points).sum(-1, keepdim=True) * r.square()
+    size = torch.linalg.vector_norm(p, dim=-1, keepdim=True).mul_(r)
+    w = size * size
     if not ball:
-        points.mul_(r)
-        return factor, w / ((1 + w).sqrt() + 1), None
+        p.mul_(r)
+        cosh = (w + 1).sqrt_()
+        return size, cosh, w.div_(cosh + 1), None
     pull, w = just_inside(w)
-    a = 2 * w / (1 - w)
-    points.mul_((a + 2) * (r * pull))
-    return factor, a, pull
+    above = 2 * w / (1 - w)
+    scale = (above + 2) * pull
+    p.mul_(scale * r)
+    return size.mul_(scale), above + 1, above, pull
 
 
 class HyperbolicDistances(torch.autograd.Function):
     """All distances arcosh(1 + u) / r, r = √c, u = C_x C_yᵀ - 1 - X Yᵀ with r x, r y as X, Y on the hyperboloid.
 
-    With A = C_x - 1 and B = C_y - 1, u = X·(-Y) + A (1 + B) + B is one product of the factors [X, A, 1]
-    and [-Y, 1 + B, B]: nothing is subtracted from 1. Pairs that the product cannot tell from equal points
-    get distance 0 and gradient 0. Gradients run in the precision of the result. ``sign`` = -1 gives minus
-    the distances, the similarity, without another pass over the matrix.
+    With A = C_x - 1 and B = C_y - 1, u = (A C_y + B) - X·Y: nothing is subtracted from 1. Pairs that the product
+    cannot tell from equal points get distance 0 and gradient 0. Gradients run in the precision of the result.
+    ``sign`` = -1 gives minus the distances, the similarity, without another pass over the matrix.
+
+    X and Y lie one above the other, so that what is done to every point is done once: in a batch of usual size
+    the number of operations costs as much as their work.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, r: Tensor, out: torch.dtype, ball: bool, sign: int) -> Tensor:
-        left, a, pull_x = _hyperboloid(x, r, ball)
-        right, b, pull_y = _hyperboloid(y, -r, ball)
-        left[:, -2:-1], left[:, -1] = a, 1
-        right[:, -2:-1], right[:, -1:] = 1 + b, b
-        u = (left @ right.T).to(out)
+        n = len(x)
+        points = torch.cat([x, y]).to(r.dtype)
+        size, cosh, above, pull = _hyperboloid(points, r, ball)
+        u = torch.addcmul(above[n:].T, above[:n], cosh[n:].T)
+        u = u.addmm_(points[:n], points[n:].T, alpha=-1).to(out)
         # What is no larger than the error of the product is taken as 0, with its slope. A comparison in
-        # place makes a 0-1 mask faster than a fill, and a NaN stays one. |X|² = A (A + 2).
-        size_x, size_y = (a * (a + 2)).sqrt(), (b * (b + 2)).sqrt()
-        apart = (size_x * (envelope(left[:, :-2]) / 2)).to(out) * size_y.to(out).T
+        # place makes a 0-1 mask faster than a fill, and a NaN stays one.
+        size = size.to(out)
+        apart = size[:n] * (envelope(points) / 2) * size[n:].T
         apart.lt_(u)
         u.mul_(apart)
         root = u.sqrt().mul_((u + 2).sqrt_())  # sinh; two roots, as u² would overflow float32
         slope = apart.div_(root.clamp_min(torch.finfo(out).tiny))
-        signed = root.add_(u).log1p_().div_(sign * r.to(out))
+        signed = root.add_(u).log1p_().mul_((sign / r).to(out))
         ctx.sign, ctx.dtypes = sign, (x.dtype, y.dtype)
-        ctx.save_for_backward(u, slope, signed, r, left.to(out), right.to(out), pull_x, pull_y)
+        # Only the curvature's gradient reads the distances; their memory is soon used again if nothing holds it.
+        kept = signed if ctx.needs_input_grad[2] else None
+        ctx.save_for_backward(u, slope, kept, r, points.to(out), cosh.to(out), pull)
         return signed
 
     @staticmethod
@@ -70,48 +75,43 @@ class HyperbolicDistances(torch.autograd.Function):
 
     @staticmethod
     def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, slope, signed, r, left, right, pull_x, pull_y = ctx.saved_tensors
-        weight = grad * slope  # r d loss / d u; r x is what u depends on, so the two r cancel in grad_x
-        lever = torch.addcmul(weight, weight, u)
-        x, y = left[:, :-2], right[:, :-2]  # y stands for -Y: its gradient, too, has the other sign
-        cosh_x, cosh_y = left[:, -2:-1] + 1, right[:, -2:-1]
-        from_x, from_y = weight.T @ left, weight @ right
-        w_cosh_x = from_x[:, -2:-1] + from_x[:, -1:]
-        grad_x, on_x = _gradient(
-            x, cosh_x, from_y[:, :-2], from_y[:, -2:-1], lever.sum(1, keepdim=True), pull_x
-        )
-        grad_y, on_y = _gradient(y, cosh_y, from_x[:, :-2], w_cosh_x, lever.sum(0).unsqueeze(1), pull_y)
+        u, slope, signed, r, points, cosh, pull = ctx.saved_tensors
+        n, sign = len(grad), ctx.sign
+        # r d loss / d u, but for the sign; r x is what u depends on, so the two r cancel in the gradient.
+        weight = grad * slope
+        ratio = torch.cat([weight @ cosh[n:], weight.T @ cosh[:n]]).mul_(sign).div_(cosh)
+        gradient = points * ratio
+        gradient[:n].addmm_(weight, points[n:], alpha=-sign)
+        gradient[n:].addmm_(weight.T, points[:n], alpha=-sign)
+        lever = weight.addcmul_(weight, u)
+        w_cosh_d = torch.cat([lever.sum(1), lever.sum(0)]).mul_(sign).unsqueeze(1)
+        gradient, on = _carried(gradient, w_cosh_d.sub_(ratio), points, cosh, pull)
         grad_r = None
         if ctx.needs_input_grad[2]:
             # Of 1 / r, and of r x and r y, of which the gradient's products with them are known.
-            grad_r = (ctx.sign * (on_x.sum() + on_y.sum()) / r - (grad * signed).sum()) / r
-        grad_x, grad_y = ctx.sign * grad_x, -ctx.sign * grad_y
-        return grad_x.to(ctx.dtypes[0]), grad_y.to(ctx.dtypes[1]), grad_r, None, None, None
+            grad_r = (on.sum() / r - (grad * signed).sum()) / r
+        return gradient[:n].to(ctx.dtypes[0]), gradient[n:].to(ctx.dtypes[1]), grad_r, None, None, None
 
 
-def _gradient(
-    x: Tensor, cosh_x: Tensor, wy: Tensor, w_cosh: Tensor, w_cosh_d: Tensor, pull: Tensor | None
+def _carried(
+    gradient: Tensor, along: Tensor, x: Tensor, cosh: Tensor, pull: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Σ_j w_ij y_j + x_i Σ_j w_ij C_j / C_i, carried to the ball if there is ``pull``, and its product with the point.
+    """The gradient x_i Σ_j w_ij C_j / C_i - Σ_j w_ij y_j, to the ball if there is ``pull``; its product with the point.
 
-    Far out the two terms nearly cancel along x_i. There the gradient's product with x_i is taken from
-    Σ_j w_ij (cosh d_ij - C_j / C_i), the same by definition of u, whose terms are small for near pairs.
+    Far out the two terms nearly cancel along x_i. There the gradient's product with x_i is taken from ``along``,
+    Σ_j w_ij (cosh d_ij - C_j / C_i), the same by definition of u, whose terms are small for near pairs. What is
+    missing is spread over C² = 1 + |x|² instead of |x|²: all of it far out, and no division by 0 at the origin.
     """
-    ratio = w_cosh / cosh_x
-    along = w_cosh_d - ratio
-    gradient = torch.addcmul(wy, x, ratio)
-    x2 = (cosh_x - 1) * (cosh_x + 1)
     missing = along - (x * gradient).sum(-1, keepdim=True)
-    correction = torch.where(x2 > 1, missing / x2.clamp_min(1), 0)
+    correction = missing.div_(cosh * cosh)
     if pull is None:
         return gradient.addcmul_(x, correction), along
-    # x = s p with ds = s² p·dp, so d loss / dp = s (gradient + along x / s), whose product with p is
+    # x = s p with s = C + 1 and ds = s² p·dp, so d loss / dp = s (gradient + along x / s), whose product with p is
     # along C. A point that was pulled inside loses that part: it is free to move on the sphere only.
-    pull = pull.to(x.dtype)
-    scale, radial, inside = cosh_x + 1, along * cosh_x, pull == 1
-    outward = torch.where(inside, 0, radial * scale / x2)
-    along = pull * (scale * correction + along - outward)
-    return gradient.mul_(pull * scale).addcmul_(x, along), torch.where(inside, radial, 0)
+    pull, scale = pull.to(x.dtype), cosh + 1
+    along = along * (pull == 1)
+    correction.addcdiv_(along, scale)
+    return gradient.addcmul_(x, correction).mul_(scale.mul_(pull)), along * cosh
 
 
 def hyperbolic_pairwise(
@@ -131,7 +131,7 @@ def hyperbolic_pairwise(
         distances = HyperbolicDistances.apply(x, y, root, out, ball, sign)
         if not refine:
             return distances
-        cosh_x, cosh_y = (_hyperboloid(p.detach(), root, ball)[1] + 1 for p in (x, y))
+        cosh_x, cosh_y = (_hyperboloid(p.detach().to(c.dtype, copy=True), root, ball)[1] for p in (x, y))
         u = 2 * torch.sinh(root * distances.detach() / 2).square()
         near = u < envelope(x.to(c.dtype)) / tolerance(out) * cosh_x * cosh_y.T
         return refined(distances, near, x, y, lambda p, q: dist(p, q, c))

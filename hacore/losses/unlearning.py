@@ -78,23 +78,27 @@ class ContrastiveLoss(torch.autograd.Function):
     def forward(
         ctx: Any, similarity: Tensor, y_forget: Tensor, y_retain: Tensor, temperature: float
     ) -> Tensor:
-        # 1 for a negative, else 0. Bytes turn into floats much faster than Booleans do.
-        negative = (y_forget[:, None] != y_retain).view(torch.uint8).to(similarity.dtype)
+        # 1 for a negative, else 0; compared into bytes, which turn into floats much faster than Booleans do.
+        negative = torch.empty_like(similarity, dtype=torch.uint8)
+        negative = torch.ne(y_forget[:, None], y_retain, out=negative).to(similarity.dtype)
         n_negative = negative.sum(dim=1, keepdim=True)
-        has_positive = (n_negative < len(y_retain)).to(similarity.dtype)
-        share = (n_negative > 0).to(similarity.dtype)
-        share /= share.sum().clamp(min=1)
+        has_positive = n_negative < len(y_retain)
+        share = n_negative.sign()
+        share /= share.sum().clamp_(min=1)
 
-        # Far below, negatives have weight 0 in the softmax, and a row of them only is finite still. Its
-        # value at the greatest logit is 1 / sum of e^(logit - greatest), which gives the logsumexp.
-        logits = (similarity / temperature).sub_(negative, alpha=FAR)
-        softmax = logits.softmax(dim=1)
-        push = logits.amax(dim=1, keepdim=True) - softmax.amax(dim=1, keepdim=True).log()
-        push = torch.where(has_positive > 0, push, n_negative.log())
+        # Far below, negatives have no weight in the softmax, and a row of them only is finite still. Weights
+        # end at e^-50, which is nothing beside the greatest, 1: arithmetic is slow where it underflows.
+        logits = (similarity * (1 / temperature)).sub_(negative, alpha=FAR)
+        greatest = logits.amax(dim=1, keepdim=True)
+        weights = logits.sub_(greatest).clamp_(min=-50).exp_()
+        total = weights.sum(dim=1, keepdim=True)
+        # Without a positive all weights are 1: the logarithm of their sum is that of |N|, and nothing is added.
+        push = greatest.mul_(has_positive).add_(total.log())
 
-        pull = negative.mul_(share / n_negative.clamp(min=1))
-        value = (share * push).sum() - (pull * similarity).sum() / temperature
-        gradient = softmax.mul_(share * has_positive / temperature).sub_(pull, alpha=1 / temperature)
+        pull = share / (n_negative.clamp(min=1) * temperature)
+        gradient = weights.mul_(share * has_positive / (total * temperature))
+        gradient.addcmul_(negative, pull, value=-1)
+        value = (share * push - pull * negative.mul_(similarity).sum(dim=1, keepdim=True)).sum()
         ctx.save_for_backward(gradient)
         return value
 
