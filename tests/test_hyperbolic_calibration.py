@@ -102,6 +102,23 @@ def slow_terms(manifold, images, texts, candidates, true, parents, weights):
     return {name: torch.stack(terms).mean() for name, terms in found.items() if terms}
 
 
+@SPACE
+def test_texts_among_the_candidates_need_no_second_look(name):
+    manifold = space(name).double()
+    leaves, arguments = batch(manifold)
+    weights = Weights(**weights_of(name))
+    gradients = [
+        torch.autograd.grad(
+            hyperbolic_alignment_calibration(**arguments, weights=weights, own=own)[0],
+            leaves,
+            retain_graph=True,
+        )
+        for own in (None, torch.arange(4))
+    ]
+    for anew, read in zip(*gradients, strict=True):
+        torch.testing.assert_close(anew, read, rtol=1e-9, atol=1e-9)
+
+
 def test_calibration_compares_as_the_model_does():
     manifold = space("lorentz", 1.0).double()
     (images, texts, _, _), arguments = batch(manifold)

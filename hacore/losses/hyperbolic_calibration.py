@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hacore.errors import HacoreError
@@ -179,6 +179,7 @@ def hyperbolic_alignment_calibration(
     min_radius: float = 0.1,
     floor: float | None = None,
     compare: Callable[[Tensor, Tensor], Tensor] | None = None,
+    own: Int[Tensor, "n"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     r"""Hyperbolic Alignment Calibration (HAC); with cosines and no cones, Alignment Calibration (AC) for CLIP.
 
@@ -203,6 +204,7 @@ def hyperbolic_alignment_calibration(
             wrong pair of this batch. Without effect with ``weights.bound = "none"``.
         compare: what the model compares images and texts by, (n, d) and (m, d) to (n, m), where it is not the
             space's similarity; bounded from below, as minus an angle is.
+        own: the place of each image's text among the candidates, where it is known; None compares texts once more.
 
     Returns:
         The loss, and its parts without their weights: "retain" and those switched on of "negative
@@ -232,7 +234,10 @@ def hyperbolic_alignment_calibration(
     if weights.negative:
         terms["negative calibration"] = weights.negative, negative_calibration(similarity, true, temperature)
     if weights.positive:
-        paired = similar(images, texts).diagonal()  # faster than pair by pair, by far
+        # A matrix of which only the diagonal is read is still faster than pair by pair, by far.
+        paired = (
+            similar(images, texts).diagonal() if own is None else similarity.gather(1, own[:, None])[:, 0]
+        )
         terms["positive calibration"] = weights.positive, positive_calibration(paired, lowest, temperature)
     if weights.preserving:
         terms["preserving"] = weights.preserving, performance_preserving(similarity, lowest, temperature)

@@ -93,6 +93,7 @@ class AC(Descent):
         return hyperbolic_alignment_calibration(
             kept, images, said.points, candidates, true, model.space, 1 / model.temperature, self.weights,
             parents=above, min_radius=model.objective.min_radius, compare=model.comparison,
+            own=torch.arange(len(images), device=images.device),
         )  # fmt: skip
 
 
