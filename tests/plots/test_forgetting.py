@@ -13,6 +13,7 @@ from hacore.plots import Panel, embeddings, plane, traces
 from hacore.plots.forgetting import FORGET
 from hacore.plots.looks import METHOD_LOOKS, SPACE_COLOURS
 from hacore.results import interval
+from hacore.unlearning import METHODS
 
 RUNS = {
     ("euclidean", "original"): ([98.0, 97.0, 99.0], [95.0, 96.0, 94.0]),
@@ -68,9 +69,13 @@ def test_plane_shows_one_run_without_an_interval_and_methods_it_does_not_know():
     assert all(len(segment) == 0 for bars in container[2] for segment in bars.get_segments())
 
 
+# A plane shows the methods of one table: those that answer for classifiers.
+LOOKS = {name: METHOD_LOOKS[name] for name, one in METHODS.items() if one.fits("single-class")}
+
+
 def many():
-    """All methods in one geometry, half of them close together."""
-    places = np.random.default_rng(0).uniform(0, 1, (len(METHOD_LOOKS), 2))
+    """Their points in one geometry, half of them close together."""
+    places = np.random.default_rng(0).uniform(0, 1, (len(LOOKS), 2))
     places[::2] *= 0.1
     rows = [
         {
@@ -79,7 +84,7 @@ def many():
             "forget_test_accuracy": 80 * f,
             "retain_test_accuracy": 60 + 20 * r,
         }
-        for m, (f, r) in zip(METHOD_LOOKS, places, strict=True)
+        for m, (f, r) in zip(LOOKS, places, strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -98,7 +103,7 @@ def test_plane_names_every_method_beside_its_point_without_overlaps():
     figure = plane(many())
     (axes,) = figure.axes
     assert not figure.legends
-    assert sorted(t.get_text() for t in axes.texts if t.get_text()) == sorted(METHOD_LOOKS)
+    assert sorted(t.get_text() for t in axes.texts if t.get_text()) == sorted(LOOKS)
     assert crossings(axes) == ([], [])
     for container in axes.containers:
         method = container.get_label().removeprefix("euclidean ")
@@ -111,8 +116,8 @@ def outline(marker):
 
 def test_plane_without_labels_has_a_legend_of_methods_in_their_colours():
     figure = plane(many(), labels=False)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(METHOD_LOOKS)
-    for key, (marker, colour) in zip(figure.legends[0].get_lines(), METHOD_LOOKS.values(), strict=True):
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(LOOKS)
+    for key, (marker, colour) in zip(figure.legends[0].get_lines(), LOOKS.values(), strict=True):
         assert outline(key.get_marker()) == outline(marker)
         assert key.get_color() == colour
 
