@@ -110,6 +110,7 @@ def test_texts_cost_something_too():
     ("frame", "message"),
     [
         (pd.concat([records(), records(forget=1)]), "several requests"),
+        (records().iloc[:0], "several requests"),
         (records().assign(seed=3), "seeds from 0 on"),
     ],
 )

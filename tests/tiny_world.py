@@ -8,10 +8,9 @@ from functools import cache
 
 import torch
 
-from hacore.data import Split
 from hacore.data.world import world
 from hacore.encoders import TextEncoder, encoder
-from hacore.experiments import Run
+from hacore.experiments import Run, concept_split
 from hacore.geometry import space as make_space
 from hacore.models import ImageText
 from hacore.train import TrainConfig
@@ -49,8 +48,7 @@ def tiny_model(space="euclidean", objective=None, dim=12, seed=0, learnable=True
 def tiny_request(space="euclidean", concepts=("triangle",), objective=None, epochs=10):
     """A trained model that is asked to forget these concepts."""
     data = tiny_world()
-    leaves = {leaf for name in concepts for leaf in data.tree.leaves_of(data.tree.node(name))}
-    split = Split.classes(data, [label for label, leaf in enumerate(data.leaf_of) if leaf in leaves], seed=0)
+    split = concept_split(data, concepts, 0)
     loop = TrainConfig(epochs=epochs, lr=2e-3, optimizer="adamw", schedule="cosine", warmup=0.05)
     training = Training(loop, batch_size=32)
     everything = torch.cat([split.retain, split.forget]).sort().values

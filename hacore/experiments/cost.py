@@ -92,7 +92,6 @@ def paper_commands(records: pd.DataFrame, data: Iterable[str] = tuple(PROFILES[P
 def _request(records: pd.DataFrame) -> Run:
     """The Euclidean Retrain of the records' request at profile ``paper``."""
     columns = ["scenario", "recipe", "forget"]
-    usual = records["lift"].iloc[0]
     if len(records[columns].drop_duplicates()) != 1:
         raise HacoreError(
             "these are records of several requests; give those of one scenario, recipe and forget"
@@ -101,5 +100,6 @@ def _request(records: pd.DataFrame) -> Run:
     if not isinstance(forget, str):
         forget = int(forget) if forget == int(forget) else float(forget)
     return Run(
-        scenario=scenario, profile=PAPER, recipe=recipe, forget=forget, method="retrain", data="cifar10", lift=usual
+        scenario=scenario, profile=PAPER, recipe=recipe, forget=forget, method="retrain", data="cifar10",
+        lift=records["lift"].iloc[0],
     )  # fmt: skip

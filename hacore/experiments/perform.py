@@ -22,7 +22,7 @@ from hacore.evaluate import evaluate
 from hacore.evaluate.concepts import strength
 from hacore.experiments.provenance import CODE, TRAINING, environment
 from hacore.experiments.settings import ASIDE, CONCEPTS, SCENARIOS, SET_ASIDE, PairSettings, Run
-from hacore.geometry import Euclidean, space
+from hacore.geometry import space
 from hacore.models import CONTRASTIVE, Classifier, ImageModel, ImageText, Lift
 from hacore.unlearning import METHODS, Method, Outcome, Request, train_on
 from hacore.unlearning.cost import combined
@@ -197,7 +197,7 @@ def run(run: Run, prepared: Request | Prepared | None = None, cache: Path | None
         (measures after 1, 2, 4, ... steps of unlearning, :func:`hacore.evaluate.concepts.strength`),
         ``environment``, ``command``.
     """
-    _check_cones(run)
+    METHODS[run.method].check_space(run.space)
     if not isinstance(prepared, Prepared):
         prepared = Prepared(run, prepared or prepare(run, cache))
     request = prepared.request
@@ -232,14 +232,6 @@ def run(run: Run, prepared: Request | Prepared | None = None, cache: Path | None
         "environment": environment(),
         "command": run.command,
     } | ({"curve": curve} if curve else {})
-
-
-def _check_cones(run: Run) -> None:
-    """Raise now what the method itself would say once everything is trained."""
-    if METHODS[run.method].needs_cones and run.space == Euclidean.name:
-        raise HacoreError(
-            f"{run.method} needs cones, and {run.space} space has none; choose a hyperbolic space"
-        )
 
 
 def _watched(answer: Method, request: Request, curve: list[dict[str, float]]) -> Outcome:
@@ -325,8 +317,8 @@ def run_grid(
     Killed and started again, it redoes only what is missing; with ``redo``, everything.
     """
     runs = list(runs)
-    for one in runs:
-        _check_cones(one)
+    for one in runs:  # now, and not once the first of them is trained
+        METHODS[one.method].check_space(one.space)
     shared: Prepared | None = None
     for one in tqdm(runs, desc="runs", unit="run", disable=train.quiet()):
         path = Path(folder) / f"{one.name}.json"

@@ -228,9 +228,11 @@ def hyperbolic_alignment_calibration(
         similarity = similar(images, candidates)
         lowest: float | Tensor = -math.inf
         if weights.bound == "margin" and (weights.positive or weights.preserving):
-            wrong = _mean_wrong(similarity, true).detach()
-            usual = similarity_floor(wrong, space) if compare is None else wrong
-            lowest = usual if floor is None else floor
+            if floor is not None:
+                lowest = floor
+            else:
+                wrong = _mean_wrong(similarity, true)
+                lowest = similarity_floor(wrong, space) if compare is None else wrong.detach()
     if weights.negative:
         terms["negative calibration"] = weights.negative, negative_calibration(similarity, true, temperature)
     if weights.positive:

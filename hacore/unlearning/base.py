@@ -136,11 +136,15 @@ class Method:
                 f"{self.name} answers for models of kind {', '.join(self.kinds)}, not {request.model.kind}; "
                 "choose another method"
             )
-        if self.needs_cones and isinstance(request.model.space, Euclidean):
-            raise HacoreError(
-                f"{self.name} needs cones, and {Euclidean.name} space has none; choose a hyperbolic space"
-            )
+        self.check_space(request.model.space.name)
         return self.answer(request)
+
+    def check_space(self, space: str) -> None:
+        """Raise HacoreError if the method needs cones and the space of that name has none."""
+        if self.needs_cones and space == Euclidean.name:
+            raise HacoreError(
+                f"{self.name} needs cones, and {space} space has none; choose a hyperbolic space"
+            )
 
     def answer(self, request: Request) -> Outcome:
         """What the method does; :meth:`__call__` has checked the request."""
