@@ -142,7 +142,9 @@ def test_every_parameter_has_one_optimiser_and_only_weights_decay(name):
     ]
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(map(id, net.parameters()))
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
-    weights = {id(net.layers[5].weight)} | ({id(net.layers[0].weight)} if name != "muon" else set())
+    weights = {id(net.layers[5].weight)} | (
+        {id(net.layers[0].weight)} if not name.startswith("muon") else set()
+    )
     assert decayed == weights
 
 
@@ -158,10 +160,17 @@ def test_muon_moves_matrices_by_the_rate_in_spectral_norm_at_fixed_scale():
     assert 0.1 < torch.linalg.matrix_norm(net.layers[0].weight.detach() - before, ord=2) < 0.3
 
 
+@pytest.mark.parametrize(("name", "rest"), [("muon", torch.optim.SGD), ("muon-adamw", torch.optim.AdamW)])
+def test_muon_leaves_the_rest_to_the_optimiser_its_name_says(name, rest):
+    muon, other = optimizers(Net(), TrainConfig(optimizer=name))
+    assert isinstance(muon, torch.optim.Muon)
+    assert type(other) is rest
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"optimizer": "lion"}, "no optimizer 'lion'; choose one of sgd, adamw, muon"),
+        ({"optimizer": "lion"}, "no optimizer 'lion'; choose one of sgd, adamw, muon, muon-adamw"),
         ({"schedule": "step"}, "no schedule 'step'"),
         ({"precision": "fp8"}, "no precision 'fp8'"),
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
@@ -171,6 +180,7 @@ def test_muon_moves_matrices_by_the_rate_in_spectral_norm_at_fixed_scale():
         ({"seed": -1}, "seed is -1"),
         ({"schedule": "one-cycle", "warmup": 0.1}, "its own warm-up"),
         ({"optimizer": "muon", "precision": "fp16"}, "use precision bf16"),
+        ({"optimizer": "muon-adamw", "precision": "fp16"}, "use precision bf16"),
     ],
 )
 def test_settings_are_checked(change, says):
@@ -435,7 +445,7 @@ from test_train import Net, Toy, cross_entropy, TrainConfig, fit, save_model
 
 folder, random = Path(sys.argv[2]), random.Random(0)
 fit(Net(), Toy(), cross_entropy, TrainConfig(epochs=1, optimizer="adamw"))  # late imports, before any clock
-for optimizer, schedule in (("sgd", "one-cycle"), ("adamw", "cosine"), ("muon", "linear")):
+for optimizer, schedule in (("sgd", "one-cycle"), ("adamw", "cosine"), ("muon", "linear"), ("muon-adamw", "cosine")):
     config = TrainConfig(epochs=40, lr=0.05, optimizer=optimizer, schedule=schedule, weight_decay=1e-3,
                          checkpoint_every=5, seed=3)
 
@@ -475,7 +485,7 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines] == ["sgd", "adamw", "muon"]
+    assert [line[0] for line in lines] == ["sgd", "adamw", "muon", "muon-adamw"]
     for optimizer, kills, resumed in lines:
         assert int(kills) >= 3
         assert int(resumed) >= 2

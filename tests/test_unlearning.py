@@ -87,6 +87,13 @@ def test_no_method_reads_the_test_split(asked):
     assert torch.equal(*(weights(outcome.model) for outcome in outcomes))
 
 
+@pytest.mark.parametrize(("trained", "after"), [("muon", "sgd"), ("adamw", "adamw"), ("muon-adamw", "adamw")])
+def test_methods_go_on_with_the_optimiser_that_trained_what_is_no_convolution(flat_request, trained, after):
+    training = flat_request.training
+    training = replace(training, loop=replace(training.loop, optimizer=trained))
+    assert answer("finetune").loop(replace(flat_request, training=training)).optimizer == after
+
+
 def test_original_forgets_nothing(flat_request):
     outcome = METHODS["original"](flat_request)
     assert torch.equal(weights(outcome.model), weights(flat_request.model))

@@ -325,7 +325,7 @@ def _cifar(recipe: str) -> Settings:
     """
     if recipe in IMAGE_TEXT:
         loop = TrainConfig(
-            epochs=10, lr=2e-3, optimizer="adamw", schedule="cosine", warmup=0.05, weight_decay=0.05,
+            epochs=10, lr=2e-3, optimizer="muon-adamw", schedule="cosine", warmup=0.05, weight_decay=0.05,
             precision=train.fast_precision(),
         )  # fmt: skip
         return _pairs(recipe, "resnet9", loop, batch_size=250, augment="crop-flip", train_images=20_000)

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from hacore.encoders import Conv
 from hacore.errors import HacoreError
 
-OPTIMIZERS = ("sgd", "adamw", "muon")
+# Muon takes the matrices of hacore.encoders.Conv, and SGD or AdamW the rest.
+OPTIMIZERS = ("sgd", "adamw", "muon", "muon-adamw")
 SCHEDULES = ("cosine", "one-cycle", "linear", "constant")
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -31,7 +32,7 @@ class TrainConfig:
 
     epochs: int = 10
     lr: float = 0.1  # the schedule's highest
-    optimizer: str = "sgd"  # "muon": Muon for the matrices of hacore.encoders.Conv, SGD for the rest
+    optimizer: str = "sgd"  # or another of OPTIMIZERS
     momentum: float = 0.9  # of SGD; beta_1 of AdamW
     nesterov: bool = True
     weight_decay: float = 0.0  # of weights; biases, normalisations and curvatures have none
@@ -67,7 +68,7 @@ class TrainConfig:
         ):
             if not fits:
                 raise HacoreError(f"{field} is {getattr(self, field)}; it must be {range_}")
-        if self.optimizer == "muon" and self.precision == "fp16":
+        if self.optimizer.startswith("muon") and self.precision == "fp16":
             # accelerate would adapt the loss scale between the two optimisers of one step.
             raise HacoreError("muon does not train in fp16; use precision bf16")
         if self.schedule == "one-cycle" and self.warmup:
@@ -120,13 +121,13 @@ def optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     Every group carries ``base_lr``, which the loop multiplies with :func:`lr_factor`.
 
     Raises:
-        HacoreError: if nothing is trainable, or ``"muon"`` finds no matrix of an ``encoders.Conv``.
+        HacoreError: if nothing is trainable, or Muon finds no matrix of an ``encoders.Conv``.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise HacoreError("the model has no trainable parameter; unfreeze some with requires_grad_()")
     made: list[Optimizer] = []
-    if config.optimizer == "muon":
+    if config.optimizer.startswith("muon"):
         matrices = [m.weight for m in model.modules() if isinstance(m, Conv) and m.weight.requires_grad]
         if not matrices:
             raise HacoreError(
@@ -143,7 +144,7 @@ def optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if groups and config.optimizer == "adamw":
+    if groups and config.optimizer.endswith("adamw"):
         made.append(torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999)))
     elif groups:
         nesterov = config.nesterov and config.momentum > 0

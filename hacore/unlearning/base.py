@@ -170,7 +170,7 @@ class Descent(Method):
         """The settings of the loop, with the seed and precision of the request's training."""
         training = request.training.loop
         config = TrainConfig(
-            epochs=self.epochs, lr=self.lr, optimizer="adamw" if training.optimizer == "adamw" else "sgd",
+            epochs=self.epochs, lr=self.lr, optimizer="adamw" if training.optimizer.endswith("adamw") else "sgd",
             schedule="constant", nesterov=False, freeze_norm=True,
             precision=training.precision, seed=training.seed,
         )  # fmt: skip
