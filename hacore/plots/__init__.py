@@ -4,7 +4,8 @@ from hacore.plots.alignment import drops, gallery, matrices, spaced
 from hacore.plots.audits import attacks, confusion_flow, radii, radius_histograms
 from hacore.plots.changes import embedding_film, levels, to_disk, traversals
 from hacore.plots.concepts import ablation, destinations, many, strengths
-from hacore.plots.cones import cone, cone_explorer, cone_figure, force_field, tree_cones
+from hacore.plots.cones import cone_explorer, cone_figure, force_field, tree_cones
+from hacore.plots.disk import cone
 from hacore.plots.exploration import explorer
 from hacore.plots.forgetting import Panel, embeddings, plane, traces
 from hacore.plots.gradients import Field, fields

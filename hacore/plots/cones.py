@@ -15,25 +15,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hacore.errors import HacoreError
-from hacore.plots.disk import Numbers, Points, bearing, disk_axes, draw, geodesic, half_aperture, walk
+from hacore.plots.disk import Numbers, Points, bearing, cone, disk_axes, draw, geodesic, half_aperture, walk
 from hacore.plots.looks import mixed, spread_labels
 from hacore.plots.style import BLUE, GREY, INK, ORANGE, PALETTE, RED, new_figure, png, slider
 
-REACH = 6.0  # of the edges of a cone, in radii of curvature: beyond it nothing can be seen
 SPREAD = 60  # images that a cone is tried on unless others are given
-
-
-def cone(apex: complex, half: float, curv: float = 1.0, reach: float = REACH, n: int = 60) -> Points:
-    """Outline of the cone of half-aperture ``half`` at ``apex``: along its edges, which are geodesics, and the rim.
-
-    :func:`hacore.plots.disk.cone` is that of the aperture which belongs to the apex; here a margin can be added.
-    """
-    axis = np.angle(apex)
-    lengths = np.linspace(0, 1, n) ** 2 * reach / np.sqrt(curv)
-    left, right = (walk(apex, axis + side * half, lengths, curv) for side in (1, -1))
-    # Counted from the right edge to the left, so that half-spaces and wider cones close on their own side.
-    rim = np.linspace(0, np.angle(left[-1] / right[-1]) % (2 * np.pi), n)
-    return np.concatenate([left[::-1], right, right[-1] * np.exp(1j * rim)])
 
 
 def exterior_angle(apex: Numbers, points: Numbers, curv: float = 1.0) -> NDArray[np.float64]:

@@ -70,16 +70,23 @@ def half_aperture(z: Numbers, curv: float = 1.0, min_radius: float = 0.1) -> NDA
 
 
 def cone(
-    apex: complex | Points, curv: float = 1.0, min_radius: float = 0.1, reach: float = 6.0, n: int = 60
+    apex: complex | Points,
+    half: Numbers | None = None,
+    curv: float = 1.0,
+    min_radius: float = 0.1,
+    reach: float = 6.0,
+    n: int = 60,
 ) -> Points:
-    """Outline of the entailment cone at ``apex``: down one edge to the apex, up the other, closed along the rim.
+    """Outline of the cone at ``apex``: down one edge to the apex, up the other, closed along the rim.
 
-    The edges are geodesics of length ``reach``/√c.
+    ``half`` is its half-aperture; None takes :func:`half_aperture`, that of the entailment cone. The edges are
+    geodesics of length ``reach``/√c, beyond which nothing can be seen.
     """
+    opening = half_aperture(apex, curv, min_radius) if half is None else np.asarray(half)
     lengths = np.linspace(0, 1, n) ** 2 * reach / np.sqrt(curv)
-    half = half_aperture(apex, curv, min_radius)
-    left, right = (walk(apex, np.angle(apex) + side * half, lengths, curv) for side in (1, -1))
-    rim = np.linspace(0, np.angle(left[-1] / right[-1]), n)
+    left, right = (walk(apex, np.angle(apex) + side * opening, lengths, curv) for side in (1, -1))
+    # Counted from the right edge to the left, so that half-spaces and wider cones close on their own side.
+    rim = np.linspace(0, np.angle(left[-1] / right[-1]) % (2 * np.pi), n)
     return np.concatenate([left[::-1], right, right[-1] * np.exp(1j * rim)])
 
 
@@ -216,7 +223,7 @@ def curvature_figure(curv: float, min_radius: float = 0.1) -> Figure:
     disk_axes(axes[1], 1 / 1.95**2, limit=2.0)
     axes[1].set_title("true distance from the origin", color=GREY, fontsize=10)
     for ax, chart in zip(axes, (lambda z: np.asarray(z), lambda z: true_radius(z, curv)), strict=True):
-        outline = chart(cone(apex, curv, min_radius))
+        outline = chart(cone(apex, None, curv, min_radius))
         (wedge,) = ax.fill(outline.real, outline.imag, fc="#E69F0044", ec=ORANGE, lw=1.5)
         wedge.set_clip_path(ax.patches[0])
         for radius in (0.3, 0.6, 0.9):

@@ -28,12 +28,6 @@ def test_exterior_angle_is_the_geometrys(curv):
     np.testing.assert_allclose(exterior_angle(apex, images, curv), expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("apex", [0.3 + 0.2j, -0.6j, -0.5 + 0.001j])
-def test_cone_of_its_own_aperture_is_the_one_of_the_disk(apex):
-    expected = disk.cone(apex, curv=1.0, min_radius=0.1)
-    np.testing.assert_allclose(cone(apex, float(disk.half_aperture(apex))), expected, atol=1e-12)
-
-
 @pytest.mark.parametrize("half", [0.4, np.pi / 2, 2.2])
 def test_cone_edges_leave_at_their_angle_and_the_rim_closes_on_its_side(half):
     outline = cone(0.2 + 0.1j, half, n=30)

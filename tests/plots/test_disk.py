@@ -58,7 +58,7 @@ class TestAgainstGeometry:
         space, apex = Poincare(curv), complex(disk.walk(0, 0.4, 1 / curv**0.5, curv))
         aperture = space.half_aperture(points(apex), min_radius)
         np.testing.assert_allclose(disk.half_aperture(apex, curv, min_radius), aperture)
-        edges = points(disk.cone(apex, curv, min_radius, n=5)[[0, 1, 2, 3, 6, 7, 8, 9]])
+        edges = points(disk.cone(apex, None, curv, min_radius, n=5)[[0, 1, 2, 3, 6, 7, 8, 9]])
         np.testing.assert_allclose(space.exterior_angle(points(apex), edges), aperture, rtol=1e-6)
 
     def test_true_radius_is_the_logarithm(self, curv):
