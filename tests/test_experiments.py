@@ -151,6 +151,17 @@ def test_tuned_values_replace_the_defaults(tmp_path, monkeypatch):
     assert other.omega == 4
 
 
+def test_what_was_searched_on_cifar10_serves_cifar100_until_it_has_a_search_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "TUNED", tmp_path)
+    run = Run(data="cifar100", profile="standard")
+    for data, omega in (("cifar10", 2), ("cifar100", 3)):
+        values = {"euclidean clipped contrastive-unlearning": {"omega": omega}}
+        (tmp_path / f"single-class-{data}-standard-generalising.json").write_text(json.dumps(values))
+        settings._tuned_values.cache_clear()  # of the files as they were
+        assert run.resolved().unlearning.omega == omega
+    settings._tuned_values.cache_clear()
+
+
 def test_flops_of_a_training_are_those_the_loop_counts():
     run = tiny_run(method="original")
     request = prepare(run)

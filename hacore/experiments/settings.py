@@ -217,7 +217,8 @@ def tuned(run: Run) -> Method:
     """The method of a run with the values that its search chose on validation images.
 
     Values searched for one scenario, data set, profile and recipe stand in one file of ``hacore/tuned``,
-    written by :mod:`hacore.search`. Where nothing was searched, the defaults of the method stand.
+    written by :mod:`hacore.search`. Where nothing was searched on CIFAR-100, values searched on CIFAR-10 stand, and
+    else the defaults of the method.
     """
     chosen = method(run.method)
     if isinstance(chosen, Descent) and run.recipe in CONTRASTIVE:
@@ -237,7 +238,9 @@ def tuned(run: Run) -> Method:
         chosen = replace(chosen, batch_size=BATCHES.get(run.profile, chosen.batch_size), retain_share=share)
     # One after the other or at once, concepts are forgotten with the same settings.
     scenario = CONCEPTS[0] if run.scenario in CONCEPTS else run.scenario
-    found = _tuned_values(TUNED / f"{scenario}-{run.data}-{run.profile}-{run.recipe}.json")
+    found: dict[str, dict[str, Any]] = {}
+    for searched_on in (run.data, LIKE.get(run.data)):
+        found = found or _tuned_values(TUNED / f"{scenario}-{searched_on}-{run.profile}-{run.recipe}.json")
     values = found.get(f"{run.space} {run.lift} {chosen.tuned_as or run.method}", {})
     if chosen.tuned_as:  # a part that it is without stays out
         values = {name: value for name, value in values.items() if getattr(chosen, name) != 0}
@@ -417,6 +420,7 @@ PROFILES: dict[str, dict[str, Callable[[str], Settings]]] = {
     "standard": dict.fromkeys(("cifar10", "cifar100", "svhn"), _cifar),
     "paper": dict.fromkeys(("cifar10", "cifar100", "svhn"), _paper),
 }
+LIKE = {"cifar100": "cifar10"}  # images of the same size and kind: what was searched on one serves the other
 # Images per unlearning step, where the profile's data are fewer than the papers'.
 BATCHES = {"quick": 32}
 # Of the retain images, those that methods walk over: unlearning is to cost a small part of retraining.
