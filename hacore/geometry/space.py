@@ -166,6 +166,12 @@ class Space(nn.Module, ABC):
         """The diagonal of :meth:`pairwise_exterior_angle`; raises HacoreError where space is flat."""
         raise HacoreError(f"{self.name} space has no entailment cones: choose a hyperbolic space")
 
+    def cone_excess(
+        self, x: Points, y: Points, slack: float = 1.0, min_radius: float = 0.1
+    ) -> Float[Tensor, "n"]:
+        """How far each y is outside of the entailment cone of its x; raises HacoreError where space is flat."""
+        raise HacoreError(f"{self.name} space has no entailment cones: choose a hyperbolic space")
+
     @abstractmethod
     def manifold(self, dtype: torch.dtype = torch.float32) -> "geoopt.manifolds.Manifold":
         """The matching geoopt manifold, for Riemannian optimisers; see :meth:`parameter`."""
@@ -386,6 +392,12 @@ class Hyperbolic(Space):
     def paired_exterior_angle(self, x: Points, y: Points) -> Float[Tensor, "n"]:
         """The angle at each x towards its counterpart in y, faster than :meth:`exterior_angle` and less exact."""
         return self.functions.paired_exterior_angle(x, y, self.curv)
+
+    def cone_excess(
+        self, x: Points, y: Points, slack: float = 1.0, min_radius: float = 0.1
+    ) -> Float[Tensor, "n"]:
+        """The angle at each x towards its counterpart in y, less ``slack`` half-apertures; radians."""
+        return self.functions.cone_excess(x, y, self.curv, slack, min_radius)
 
     def affine(
         self, x: Points, weight: Float[Tensor, "k _"], bias: Float[Tensor, " k"]
