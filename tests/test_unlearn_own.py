@@ -139,9 +139,10 @@ def test_fixed_positions_and_16_bits_stay_and_the_report_is_of_the_file(trained,
     assert measures(model, data, Split.classes(data, [0])) == pytest.approx(found.after, abs=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "method"), [("meru", "hac"), ("clip", "ac")])
-def test_the_concept_goes_and_the_rest_stays(trained, pairs, tmp_path, kind, method):
-    found = unlearned(trained[kind], pairs, tmp_path / "out.pth", method, lr=1e-3, steps=12)
+# After 12 steps HAC's prompt AUC, of 48 pairs, has fallen by anything from 0 to 33, as training was rounded.
+@pytest.mark.parametrize(("kind", "method", "steps"), [("meru", "hac", 8), ("clip", "ac", 12)])
+def test_the_concept_goes_and_the_rest_stays(trained, pairs, tmp_path, kind, method, steps):
+    found = unlearned(trained[kind], pairs, tmp_path / "out.pth", method, lr=1e-3, steps=steps)
     before = found.before
     assert before["prompt_auc"] > 95
     assert before["forget_agreement"] > 1

@@ -9,22 +9,23 @@ Derived in the chapter "Hyperbolic geometry you can compute with".
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hacore.errors import HacoreError
-from hacore.geometry.angles import exterior_angles
+from hacore.geometry import angles
 from hacore.geometry.numerics import (
     MAX_RADIUS,
-    Radial,
     asinhc,
+    check_min_radius,
     clip_norm,
     coshc,
     mean_weights,
     norm,
     precise,
+    radial,
     safe_sqrt,
     sinhc,
     unit,
@@ -45,8 +46,7 @@ def time(x: Float[Tensor, "*n d"], curv: Scalar) -> Float[Tensor, "*n"]:
     return _time(x, curv)
 
 
-@precise("v")
-def exp0(v: Float[Tensor, "*n d"], curv: Scalar) -> Float[Tensor, "*n d"]:
+def exp0(v: Float[Tensor, "*n d"], curv: Any) -> Float[Tensor, "*n d"]:
     """Exponential map at the origin: the point at distance |v| in the direction of v.
 
     x = sinh(√c |v|) v / (√c |v|) (MERU). Lengths above 12/√c are cut to it, see
@@ -55,8 +55,7 @@ def exp0(v: Float[Tensor, "*n d"], curv: Scalar) -> Float[Tensor, "*n d"]:
     Raises:
         HacoreError: curvature not positive, or v not a floating-point tensor (..., d).
     """
-    mapped: Tensor = Radial.apply(v, curv, MAX_RADIUS, lambda t: (torch.sinh(t), torch.cosh(t)))
-    return mapped
+    return radial(v, curv, lambda t: (torch.sinh(t), torch.cosh(t)))
 
 
 @precise("x")
@@ -81,7 +80,8 @@ def project(x: Float[Tensor, "*n d"], curv: Scalar) -> Float[Tensor, "*n d"]:
 @precise("x")
 def radius(x: Float[Tensor, "*n d"], curv: Scalar) -> Float[Tensor, "*n"]:
     """Geodesic distance from the origin, asinh(√c |x|)/√c; gradient 0 at the origin."""
-    return torch.asinh(curv.sqrt() * norm(x)) / curv.sqrt()
+    root = curv.sqrt()
+    return torch.asinh(root * norm(x)) / root
 
 
 @precise("x", "y")
@@ -210,8 +210,7 @@ def half_aperture(x: Float[Tensor, "*n d"], curv: Scalar, min_radius: float = 0.
     Raises:
         HacoreError: curvature or min_radius not positive.
     """
-    if not min_radius > 0:
-        raise HacoreError(f"min_radius {min_radius!r} is not usable: pass a positive number, MERU uses 0.1")
+    check_min_radius(min_radius)
     z2 = curv * (x * x).sum(-1)
     inside = z2 <= 4 * min_radius**2
     angle = torch.atan2(
@@ -274,14 +273,31 @@ def pairwise_exterior_angle(
     Raises:
         HacoreError: curvature not positive, or not two matrices with the same d.
     """
-    return exterior_angles(x, y, curv, paired=False)
+    return angles.exterior_angles(x, y, curv)
 
 
 def paired_exterior_angle(
     x: Float[Tensor, "... _"], y: Float[Tensor, "... _"], curv: float | Scalar
 ) -> Float[Tensor, "n"]:
     """The diagonal of :func:`pairwise_exterior_angle`, without the matrix; twice as fast as :func:`exterior_angle`."""
-    return exterior_angles(x, y, curv, paired=True)
+    return angles.cone_excess(x, y, curv, slack=0.0, min_radius=0.1)
+
+
+def cone_excess(
+    x: Float[Tensor, "... _"],
+    y: Float[Tensor, "... _"],
+    curv: float | Scalar,
+    slack: float = 1.0,
+    min_radius: float = 0.1,
+) -> Float[Tensor, "n"]:
+    """How far each y is outside of the cone of its x, radians: (n, d) and (n, d) to (n,), below 0 inside.
+
+    :func:`paired_exterior_angle` less ``slack`` times :func:`half_aperture`, in less than half the steps of the two.
+
+    Raises:
+        HacoreError: curvature or min_radius not positive, or not two matrices of one shape.
+    """
+    return angles.cone_excess(x, y, curv, slack, min_radius)
 
 
 @precise("x", "normal", leading="any")

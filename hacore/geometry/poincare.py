@@ -13,6 +13,7 @@ Derived in the chapter "Hyperbolic geometry you can compute with".
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,12 +23,12 @@ from hacore.geometry import lorentz
 from hacore.geometry.lorentz import Scalar
 from hacore.geometry.numerics import (
     MAX_RADIUS,
-    Radial,
     atanhc,
     clip_norm,
     just_inside,
     norm,
     precise,
+    radial,
 )
 from hacore.geometry.product import hyperbolic_pairwise
 
@@ -58,8 +59,7 @@ def lorentz_to_poincare(x: Float[Tensor, "*n d"], curv: Scalar) -> Float[Tensor,
     return _down(x, curv)
 
 
-@precise("v")
-def exp0(v: Float[Tensor, "*n d"], curv: Scalar) -> Float[Tensor, "*n d"]:
+def exp0(v: Float[Tensor, "*n d"], curv: Any) -> Float[Tensor, "*n d"]:
     """Exponential map at the origin: the point at distance |v| in the direction of v.
 
     x = tanh(√c |v| / 2) v / (√c |v|) (Ganea et al. 2018, for v/2). Lengths above 12/√c are cut to it,
@@ -68,8 +68,7 @@ def exp0(v: Float[Tensor, "*n d"], curv: Scalar) -> Float[Tensor, "*n d"]:
     Raises:
         HacoreError: curvature not positive, or v not a floating-point tensor (..., d).
     """
-    mapped: Tensor = Radial.apply(v, curv, MAX_RADIUS, _half_tanh)
-    return mapped
+    return radial(v, curv, _half_tanh)
 
 
 def _half_tanh(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,6 +183,18 @@ def paired_exterior_angle(
 ) -> Float[Tensor, "n"]:
     """The diagonal of :func:`pairwise_exterior_angle`, without the matrix."""
     return lorentz.paired_exterior_angle(_up(x, curv), _up(y, curv), curv)
+
+
+@precise("x", "y", leading="matrix")
+def cone_excess(
+    x: Float[Tensor, "... _"],
+    y: Float[Tensor, "... _"],
+    curv: Scalar,
+    slack: float = 1.0,
+    min_radius: float = 0.1,
+) -> Float[Tensor, "n"]:
+    """How far each y is outside of the cone of its x; see :func:`hacore.geometry.lorentz.cone_excess`."""
+    return lorentz.cone_excess(_up(x, curv), _up(y, curv), curv, slack, min_radius)
 
 
 @precise("x", "normal", leading="any")

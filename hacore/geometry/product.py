@@ -20,16 +20,15 @@ def _hyperboloid(p: Tensor, r: Tensor, ball: bool) -> tuple[Tensor, Tensor, Tens
     Lorentz points p become r p. Ball points become r p (A + 2), where A = C - 1 and A + 2 = 2 / (1 - |r p|²),
     those on or outside the sphere being pulled just inside it first, by a factor <= 1, returned too.
     """
-    size = torch.linalg.vector_norm(p, dim=-1, keepdim=True).mul_(r)
+    size = torch.linalg.vector_norm(p.mul_(r), dim=-1, keepdim=True)
     w = size * size
     if not ball:
-        p.mul_(r)
         cosh = (w + 1).sqrt_()
         return size, cosh, w.div_(cosh + 1), None
     pull, w = just_inside(w)
     above = 2 * w / (1 - w)
     scale = (above + 2) * pull
-    p.mul_(scale * r)
+    p.mul_(scale)
     return size.mul_(scale), above + 1, above, pull
 
 
@@ -45,21 +44,22 @@ class HyperbolicDistances(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, r: Tensor, out: torch.dtype, ball: bool, sign: int) -> Tensor:
-        n = len(x)
+    def forward(ctx: Any, x: Tensor, y: Tensor, c: Tensor, out: torch.dtype, ball: bool, sign: int) -> Tensor:
+        r, n = c.sqrt(), len(x)
         points = torch.cat([x, y]).to(r.dtype)
         size, cosh, above, pull = _hyperboloid(points, r, ball)
-        u = torch.addcmul(above[n:].T, above[:n], cosh[n:].T)
-        u = u.addmm_(points[:n], points[n:].T, alpha=-1).to(out)
+        (above_x, above_y), (points_x, points_y) = _parted(above, n), _parted(points, n)
+        u = torch.addcmul(above_y.T, above_x, cosh[n:].T)
+        u = u.addmm_(points_x, points_y.T, alpha=-1).to(out)
         # What is no larger than the error of the product is taken as 0, with its slope. A comparison in
         # place makes a 0-1 mask faster than a fill, and a NaN stays one.
-        size = size.to(out)
-        apart = size[:n] * (envelope(points) / 2) * size[n:].T
+        size_x, size_y = _parted(size.to(out), n)
+        apart = size_x * (envelope(points) / 2) * size_y.T
         apart.lt_(u)
         u.mul_(apart)
         root = u.sqrt().mul_((u + 2).sqrt_())  # sinh; two roots, as u² would overflow float32
         slope = apart.div_(root.clamp_min(torch.finfo(out).tiny))
-        signed = root.add_(u).log1p_().mul_((sign / r).to(out))
+        signed = root.add_(u).log1p_().div_(sign * r)
         ctx.sign, ctx.dtypes = sign, (x.dtype, y.dtype)
         # Only the curvature's gradient reads the distances; their memory is soon used again if nothing holds it.
         kept = signed if ctx.needs_input_grad[2] else None
@@ -78,19 +78,28 @@ class HyperbolicDistances(torch.autograd.Function):
         u, slope, signed, r, points, cosh, pull = ctx.saved_tensors
         n, sign = len(grad), ctx.sign
         # r d loss / d u, but for the sign; r x is what u depends on, so the two r cancel in the gradient.
+        (points_x, points_y), (cosh_x, cosh_y) = _parted(points, n), _parted(cosh, n)
         weight = grad * slope
-        ratio = torch.cat([weight @ cosh[n:], weight.T @ cosh[:n]]).mul_(sign).div_(cosh)
+        ratio = torch.cat([weight @ cosh_y, weight.T @ cosh_x]).mul_(sign).div_(cosh)
         gradient = points * ratio
-        gradient[:n].addmm_(weight, points[n:], alpha=-sign)
-        gradient[n:].addmm_(weight.T, points[:n], alpha=-sign)
+        gradient_x, gradient_y = _parted(gradient, n)
+        gradient_x.addmm_(weight, points_y, alpha=-sign)
+        gradient_y.addmm_(weight.T, points_x, alpha=-sign)
         lever = weight.addcmul_(weight, u)
         w_cosh_d = torch.cat([lever.sum(1), lever.sum(0)]).mul_(sign).unsqueeze(1)
         gradient, on = _carried(gradient, w_cosh_d.sub_(ratio), points, cosh, pull)
-        grad_r = None
+        grad_c = None
         if ctx.needs_input_grad[2]:
-            # Of 1 / r, and of r x and r y, of which the gradient's products with them are known.
-            grad_r = (on.sum() / r - (grad * signed).sum()) / r
-        return gradient[:n].to(ctx.dtypes[0]), gradient[n:].to(ctx.dtypes[1]), grad_r, None, None, None
+            # Of 1 / r, and of r x and r y, of which the gradient's products with them are known; dr = dc / 2r.
+            grad_c = (on.sum() / r - (grad * signed).sum()) / (2 * r * r)
+        grad_x, grad_y = _parted(gradient, n)
+        return grad_x.to(ctx.dtypes[0]), grad_y.to(ctx.dtypes[1]), grad_c, None, None, None
+
+
+def _parted(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The first n rows, and the others, in one operation."""
+    first, others = rows.split_with_sizes([n, len(rows) - n])
+    return first, others
 
 
 def _carried(
@@ -126,11 +135,11 @@ def hyperbolic_pairwise(
     """Distances, times ``sign``, of points of the ball or the Lorentz model; ``dist`` refines near pairs."""
     check_points("matrix", x=x, y=y)
     c, out = as_curvature(curv, x), result_dtype(x, y)
-    root = c.sqrt()
     with torch.autocast(x.device.type, enabled=False):
-        distances = HyperbolicDistances.apply(x, y, root, out, ball, sign)
+        distances = HyperbolicDistances.apply(x, y, c, out, ball, sign)
         if not refine:
             return distances
+        root = c.detach().sqrt()
         cosh_x, cosh_y = (_hyperboloid(p.detach().to(c.dtype, copy=True), root, ball)[1] for p in (x, y))
         u = 2 * torch.sinh(root * distances.detach() / 2).square()
         near = u < envelope(x.to(c.dtype)) / tolerance(out) * cosh_x * cosh_y.T

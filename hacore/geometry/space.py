@@ -8,7 +8,10 @@ accuracy and errors are documented.
 
 import math
 from abc import ABC, abstractmethod
-from types import ModuleType
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -38,6 +41,12 @@ if TYPE_CHECKING:
 # Any number of points; the last dimension is d. That two arguments agree in d is checked by the
 # functions, which raise HacoreError.
 Points = Float[Tensor, "... _"]
+
+# The curvatures of spaces that are inside of one_curvature(), by whether gradients are recorded. Not kept in the
+# modules: a tensor with a graph could not be copied with them, and other threads are to derive their own.
+_derived: ContextVar[Mapping["Space", dict[bool, Tensor]]] = ContextVar(
+    "_derived", default=MappingProxyType({})
+)
 
 
 class Space(nn.Module, ABC):
@@ -73,8 +82,33 @@ class Space(nn.Module, ABC):
 
     @property
     def curv(self) -> Float[Tensor, ""]:
-        """c > 0; the space has curvature -c. A scalar in working precision."""
+        """c > 0; the space has curvature -c. A scalar in working precision, see :meth:`one_curvature`."""
+        derived = _derived.get().get(self)
+        if derived is None:
+            return self._curv()
+        # One without a graph must not be taken where gradients are wanted.
+        recorded = torch.is_grad_enabled()
+        if recorded not in derived:
+            derived[recorded] = self._curv()
+        return derived[recorded]
+
+    def _curv(self) -> Float[Tensor, ""]:
         return self._start * 10 ** torch.tanh(self.theta.to(work_dtype(self.theta.device)))
+
+    @contextmanager
+    def one_curvature(self) -> Iterator[None]:
+        """Inside of it the curvature is derived from θ once, instead of by each method that needs it.
+
+        For one loss: its values and gradients are the same, in fewer steps. Leave it before θ changes, and before
+        there is another loss: the parts that share a curvature share its graph, which a backward pass frees.
+        Nested ones share the outermost one's. Each thread has its own.
+        """
+        spaces = _derived.get()
+        token = _derived.set(spaces if self in spaces else {**spaces, self: {}})
+        try:
+            yield
+        finally:
+            _derived.reset(token)
 
     @property
     def max_radius(self) -> Float[Tensor, ""]:
@@ -164,6 +198,12 @@ class Space(nn.Module, ABC):
 
     def paired_exterior_angle(self, x: Points, y: Points) -> Float[Tensor, "n"]:
         """The diagonal of :meth:`pairwise_exterior_angle`; raises HacoreError where space is flat."""
+        raise HacoreError(f"{self.name} space has no entailment cones: choose a hyperbolic space")
+
+    def cone_excess(
+        self, x: Points, y: Points, slack: float = 1.0, min_radius: float = 0.1
+    ) -> Float[Tensor, "n"]:
+        """How far each y is outside of the entailment cone of its x; raises HacoreError where space is flat."""
         raise HacoreError(f"{self.name} space has no entailment cones: choose a hyperbolic space")
 
     @abstractmethod
@@ -386,6 +426,12 @@ class Hyperbolic(Space):
     def paired_exterior_angle(self, x: Points, y: Points) -> Float[Tensor, "n"]:
         """The angle at each x towards its counterpart in y, faster than :meth:`exterior_angle` and less exact."""
         return self.functions.paired_exterior_angle(x, y, self.curv)
+
+    def cone_excess(
+        self, x: Points, y: Points, slack: float = 1.0, min_radius: float = 0.1
+    ) -> Float[Tensor, "n"]:
+        """The angle at each x towards its counterpart in y, less ``slack`` half-apertures; radians."""
+        return self.functions.cone_excess(x, y, self.curv, slack, min_radius)
 
     def affine(
         self, x: Points, weight: Float[Tensor, "k _"], bias: Float[Tensor, " k"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hacore.errors import HacoreError
 from hacore.geometry import Hyperbolic, Space
+from hacore.geometry.numerics import check_min_radius
 from hacore.losses.processes import gather, gather_with_gradient, world
 
 
@@ -224,8 +225,7 @@ def entailment(
     _check_cones(space, parents, children)
     if not (math.isfinite(slack) and slack > 0):
         raise HacoreError(f"the slack is {slack}: give a positive number, 1 for the cone itself")
-    aperture = space.half_aperture(parents, min_radius)
-    return (space.paired_exterior_angle(parents, children) - slack * aperture).relu()
+    return space.cone_excess(parents, children, slack, min_radius).relu()
 
 
 def exclusion(
@@ -247,8 +247,7 @@ def exclusion(
     _check_cones(space, parents, strangers)
     if not (math.isfinite(margin) and margin >= 0):
         raise HacoreError(f"the margin is {margin} radians: give a finite number that is not negative")
-    aperture = space.half_aperture(parents, min_radius)
-    return (aperture + margin - space.paired_exterior_angle(parents, strangers)).relu()
+    return (margin - space.cone_excess(parents, strangers, min_radius=min_radius)).relu()
 
 
 def radius_floor(
@@ -272,8 +271,7 @@ def radius_floor(
             accelerator), or ``min_radius`` is not positive.
     """
     _check_cones(space, points, angle)
-    if not min_radius > 0:
-        raise HacoreError(f"min_radius {min_radius!r} is not usable: pass a positive number, MERU uses 0.1")
+    check_min_radius(min_radius)
     if angle.device.type == "cpu" and not bool(((angle > 0) & (angle <= math.pi / 2 + 1e-6)).all()):
         raise HacoreError("an aperture is out of range: give half-apertures in (0, π/2] radians")
     root = space.curv.sqrt()

@@ -202,9 +202,10 @@ class ImageText(ImageModel):
 
     def parts(self, batch: Any) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss and its named parts, each without its weight."""
-        images, read = self.embed(batch.images), self.read(batch)
-        with full_precision(images):
-            return self.objective_of(images, read, batch.statements)
+        with self.space.one_curvature():
+            images, read = self.embed(batch.images), self.read(batch)
+            with full_precision(images):
+                return self.objective_of(images, read, batch.statements)
 
     def read(self, batch: Any, every_level: bool | None = None) -> "Read":
         """The points of the texts of a batch: of one for every level, or of the one drawn for each image.

@@ -82,6 +82,12 @@ class AC(Descent):
         self, model: ImageText, batch: Pair, parents: Int64[Tensor, "classes length"]
     ) -> tuple[Tensor, dict[str, Any]]:
         """The calibrated loss of a pair of batches, and its parts; ``parents`` has the tokens for each class."""
+        with model.space.one_curvature():
+            return self._loss(model, batch, parents)
+
+    def _loss(
+        self, model: ImageText, batch: Pair, parents: Int64[Tensor, "classes length"]
+    ) -> tuple[Tensor, dict[str, Any]]:
         forget, retain = batch.forget, batch.retain
         points = model.embed(torch.cat([forget.images, retain.images]))
         images, retained = points.split([len(forget.images), len(retain.images)])
@@ -228,12 +234,13 @@ class ImageContrast(Descent):
     def loss(self, model: ImageText, batch: Pair) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a pair of batches, and its parts."""
         forget, retain = batch.forget, batch.retain
-        points = model.embed(torch.cat([forget.images, retain.images]))
-        images, retained = points.split([len(forget.images), len(retain.images)])
-        kept, _ = model.objective_of(retained, model.read(retain), retain.statements)
-        pushed = losses.contrastive_unlearning(
-            images, forget.labels, retained, retain.labels, model.space, self.temperature
-        )
+        with model.space.one_curvature():
+            points = model.embed(torch.cat([forget.images, retain.images]))
+            images, retained = points.split([len(forget.images), len(retain.images)])
+            kept, _ = model.objective_of(retained, model.read(retain), retain.statements)
+            pushed = losses.contrastive_unlearning(
+                images, forget.labels, retained, retain.labels, model.space, self.temperature
+            )
         return kept + self.weight_ul * pushed, {"retain": kept, "unlearning": pushed}
 
 

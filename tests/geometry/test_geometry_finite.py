@@ -29,6 +29,7 @@ def outputs(geometry, x):
     results += [geometry.midpoint(torch.stack([p, q], dim=2), iterations=1)]
     if geometry.name in HYPERBOLIC:
         results += [geometry.half_aperture(x), geometry.exterior_angle(p, q)]
+        results += [geometry.cone_excess(p.flatten(0, 1), q.flatten(0, 1))]
     torch.manual_seed(0)
     head = HyperbolicLogistic(geometry, x.shape[1], 4)
     return [*results, head(x)]

@@ -267,7 +267,7 @@ def test_geoopt_agrees(curv, seed, d):
             "midpoint",
             "frechet",
         ),
-        *("half_aperture", "exterior_angle", "hyperplane_distance"),
+        *("half_aperture", "exterior_angle", "cone_excess", "hyperplane_distance"),
     ],
 )
 def test_gradients_match_finite_differences(name, operation):
@@ -282,8 +282,16 @@ def test_gradients_match_finite_differences(name, operation):
         "midpoint": lambda x, c: functions.midpoint(x, c, weights),
         "frechet": lambda x, c: functions.midpoint(x, c, weights, iterations=2),
         "exterior_angle": lambda x, c: functions.exterior_angle(x, y, c),
+        "cone_excess": lambda x, c: functions.cone_excess(x, y, c, 0.7) + functions.cone_excess(y, x, c),
         "hyperplane_distance": lambda x, c: functions.hyperplane_distance(x, y[:2], weights[:2], c),
     }
     call = calls.get(operation, lambda x, c: getattr(functions, operation)(x, c))
     curv = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(call, (x.requires_grad_(), curv))
+
+
+@hyperbolic_names
+def test_lifting_can_be_differentiated_twice(name):
+    v = draw(7, 0.8, 3, n=4).requires_grad_()
+    curv = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(HYPERBOLIC[name].exp0, (v, curv))

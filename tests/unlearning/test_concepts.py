@@ -1,5 +1,6 @@
 """Forgetting concepts: each method does what it says, to a copy, and reads what it may read."""
 
+import contextlib
 import copy
 from dataclasses import replace
 
@@ -7,10 +8,11 @@ import pytest
 import torch
 from tiny_world import tiny_concept_run, tiny_request
 
-from hacore.data import Captioned, Dataset, Reading, Split, as_float, forgotten_nodes
+from hacore.data import Captioned, Dataset, PairedBatches, Reading, Split, as_float, forgotten_nodes
 from hacore.errors import HacoreError
 from hacore.evaluate.outputs import evaluating
 from hacore.experiments.perform import _in_turn
+from hacore.geometry import Space
 from hacore.models import HIERARCHY
 from hacore.unlearning import AC, HAC, METHODS, HACKeepParent, ImageContrast, NullSpace, Outcome
 from hacore.unlearning.concepts import parents_of
@@ -272,3 +274,36 @@ def test_requests_in_turn_each_take_their_data(clip, monkeypatch):
 
 def names_below(data: Captioned, concept: str) -> list[str]:
     return [data.tree.names[leaf] for leaf in data.tree.leaves_of(data.tree.node(concept))]
+
+
+@pytest.mark.parametrize("method", [None, AC(), HAC(), HACKeepParent(), ImageContrast()], ids=str)
+def test_a_step_derives_its_curvature_once(method, monkeypatch):
+    """Of training, where there is no method, and of unlearning: with the loss and the gradients of deriving it anew."""
+    request = tiny_request("lorentz")
+    model = request.model.train()
+    assert model.space.learnable
+    split = request.split
+    numbers = torch.arange(len(request.captioned.train_labels))
+    source = PairedBatches(request.captioned.train_images, numbers, split.forget, split.retain, 8, 1, seed=0)
+    pair = next(iter(Reading(source, request.captioned, 0, split).epoch(0)))
+    parents = parents_of(request.captioned, forgotten_nodes(request.captioned, split))
+
+    def step():
+        model.zero_grad()
+        if method is None:
+            value = model.loss(pair.retain)
+        else:
+            value, _ = method.loss(model, pair, *([parents] if isinstance(method, AC) else []))
+        value.backward()
+        return value, [weight.grad.clone() for weight in model.parameters()]
+
+    count, plain = [], Space._curv
+    monkeypatch.setattr(Space, "_curv", lambda self: count.append(1) or plain(self))
+    value, gradients = step()
+    assert len(count) == 1
+    monkeypatch.setattr(Space, "one_curvature", lambda self: contextlib.nullcontext())
+    often, slow = step()
+    assert len(count) > 4
+    assert torch.equal(value, often)
+    for one, other in zip(gradients, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
