@@ -16,7 +16,14 @@ from hacore.data import Tokenizer
 from hacore.encoders import Encoder, TextEncoder
 from hacore.errors import HacoreError
 from hacore.geometry import Hyperbolic, Space
-from hacore.losses import clip_loss, entailment, image_text_contrast, positives, radius_floor
+from hacore.losses import (
+    angle_similarity,
+    clip_loss,
+    entailment,
+    image_text_contrast,
+    positives,
+    radius_floor,
+)
 from hacore.models.base import ImageModel, Lift, as_float32, full_precision
 
 CONTRASTS = ("distance", "angle")
@@ -188,7 +195,7 @@ class ImageText(ImageModel):
         """How much texts suit images, as points: what the model was trained to compare, not divided by anything."""
         with full_precision(images):
             if self.objective.contrast == "angle":
-                return -self.space.pairwise_exterior_angle(texts, images).T
+                return angle_similarity(texts, images, self.space)
             return self.space.similarity(images, texts)
 
     @property
