@@ -200,9 +200,8 @@ class Radial(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         v, c, across, slope, t = ctx.saved_tensors
         wide, grad = v.to(c.dtype), grads[0].to(c.dtype)
-        if (
-            torch.is_grad_enabled()
-        ):  # to be differentiated again: the saved factors do not know where they are from
+        if torch.is_grad_enabled():
+            # To be differentiated again: the saved factors do not know where they are from.
             across, slope, t = Radial._factors(wide, c, ctx.function)
         along = (wide * grad).sum(-1, keepdim=True) * (slope - across)
         # One after the other: t² would underflow float32.
